@@ -1,0 +1,1 @@
+"""Pretraining of vision-language encoders from several training signals in one graph."""

@@ -1,0 +1,76 @@
+"""Which caption of a sample is read: kinds, sentence splitting, and FLAIR's diverse sampling."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from vlp.settings import FieldMap
+
+CaptionKind = Literal["raw", "short", "long", "any", "diverse"]
+_SENTENCE_END = re.compile(r"\n|</s>|\.(?=\s|$)")
+
+
+@dataclass(frozen=True)
+class CaptionRequest:
+    """`count` captions of one kind for every image."""
+
+    kind: CaptionKind
+    count: int = 1
+
+    @property
+    def name(self) -> str:
+        return self.kind if self.count == 1 else f"{self.kind}x{self.count}"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The caption fields that can serve it."""
+        return (self.kind,) if self.kind in ("raw", "short", "long") else ("raw", "short", "long")
+
+
+def read_captions(annotations: Mapping[str, Any], fields: FieldMap) -> dict[str, list[str]]:
+    """The non-empty captions of each kind, by the field map. A value may be a string or a list of strings."""
+    captions = {}
+    for kind in ("raw", "short", "long"):
+        names = getattr(fields, kind) or []
+        texts: list[str] = []
+        for name in [names] if isinstance(names, str) else names:
+            value = annotations.get(name)
+            texts += [value] if isinstance(value, str) else [v for v in value or [] if isinstance(v, str)]
+        captions[kind] = [text.strip() for text in texts if text.strip()]
+    return captions
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences without their full stop [METHOD.md 2, Captions]: split at newlines, `</s>` and full stops."""
+    return [sentence.strip() for sentence in _SENTENCE_END.split(text) if sentence.strip()]
+
+
+def sample_captions(captions: Mapping[str, list[str]], request: CaptionRequest, rng: np.random.Generator) -> list[str]:
+    """`request.count` captions; an empty list when the sample has none of that kind."""
+    texts = [text for kind in request.fields for text in captions[kind]]
+    if not texts:
+        return []
+    if request.kind == "diverse":
+        sentences = [sentence for text in texts for sentence in split_sentences(text)]
+        return [diverse_caption(sentences, rng) for _ in range(request.count)] if sentences else []
+    if len(texts) >= request.count:
+        return [texts[i] for i in rng.permutation(len(texts))[: request.count]]
+    return [texts[i] for i in rng.integers(0, len(texts), request.count)]
+
+
+def diverse_caption(sentences: list[str], rng: np.random.Generator) -> str:
+    """One of FLAIR's draws: one to three sentences, consecutive or random, joined by ". ".
+
+    m ~ U{1,2,3}; m = 1 is one random sentence, else half the time m consecutive ones (the start drawn from
+    [0, n-m), as the released code does), half the time m random ones; n <= m returns all.
+    """
+    n, m = len(sentences), int(rng.integers(1, 4))
+    if n <= m:
+        return ". ".join(sentences)
+    if m > 1 and rng.random() < 0.5:
+        start = int(rng.integers(0, n - m))
+        return ". ".join(sentences[start : start + m])
+    return ". ".join(sentences[i] for i in rng.choice(n, m, replace=False))

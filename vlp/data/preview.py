@@ -1,0 +1,50 @@
+"""A look at the first samples before training: which fields they have, and what was drawn of one."""
+
+from itertools import islice
+
+import numpy as np
+
+from vlp.data.captions import read_captions, sample_captions
+from vlp.data.prompts import FIELD_TOOLS, TASK_FIELDS, make_prompt
+from vlp.data.shards import BadSample, expand_shards, read_annotations, read_shard
+from vlp.data.views import WHOLE
+from vlp.engine.monitor import console
+from vlp.errors import UserError
+from vlp.objectives.graph import graph_needs
+from vlp.recipe import Recipe
+
+
+def preview(recipe: Recipe, samples: int = 64) -> None:
+    """Print how many of the first samples serve each caption kind and task, and one drawn text of each: wrongly
+    split captions are easiest seen here.
+
+    Raises:
+        UserError: when none of the samples has what an objective reads, or the shards do not fit.
+    """
+    needs, data = graph_needs(recipe).data, recipe.data
+    shards = expand_shards(data.train, data.cache)
+    rng = np.random.default_rng(recipe.train.seed)
+    looked, found = 0, {request.name: [] for request in (*needs.captions,)} | {r.task: [] for r in needs.tasks}
+    for raw in islice(read_shard(shards[0]), samples):
+        looked += 1
+        try:
+            annotations = read_annotations(raw)
+        except BadSample:
+            continue
+        captions = read_captions(annotations, data.fields)
+        for request in needs.captions:
+            found[request.name] += sample_captions(captions, request, rng)[:1]
+        for request in needs.tasks:
+            size = recipe.model.vision.image_size
+            prompt = make_prompt(request.task, captions, annotations, WHOLE, size, data, rng)
+            found[request.task] += [" -> ".join(prompt)] if prompt else []
+    console.print(f"{len(shards)} training shards; of the first {looked} samples:")
+    fields = {r.name: r.fields[-1] for r in needs.captions} | {r.task: TASK_FIELDS[r.task] for r in needs.tasks}
+    for name, texts in found.items():
+        if not texts:
+            field = fields[name]
+            raise UserError(
+                f"data.train: none of the first {looked} samples of {shards[0]} has the field '{field}' "
+                f"that '{name}' reads; {FIELD_TOOLS[field]} makes it, or set data.fields.{field} to the key that holds it"
+            )
+        console.print(f"  {name}: {len(texts)} have it, e.g. {texts[0]!r}", soft_wrap=True)

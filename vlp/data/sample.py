@@ -1,0 +1,123 @@
+"""One raw sample to what the objectives read of it: views, caption ids, prompt ids."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vlp.data import tokens
+from vlp.data.batch import Batch, DataNeeds, Prompts
+from vlp.data.captions import read_captions, sample_captions
+from vlp.data.prompts import encode_prompt, make_prompt
+from vlp.data.shards import BadSample, image_bytes, read_annotations
+from vlp.data.views import decode_image, random_crop, render
+from vlp.recipe import Recipe
+
+
+@dataclass
+class Sample:
+    """A sample ready for `collate`. Texts are ids without padding; `missing` names tasks it had nothing for."""
+
+    image: np.ndarray
+    captions: dict[str, list[list[int]]]
+    prompts: dict[str, tuple[list[int], int]] = field(default_factory=dict)
+    views: tuple[list[np.ndarray], list[np.ndarray]] | None = None
+    missing: list[str] = field(default_factory=list)
+
+
+def make_sample(raw: dict[str, Any], needs: DataNeeds, recipe: Recipe, turn: int, rng: np.random.Generator) -> Sample:
+    """Decode once, then draw crops, captions and prompts with `rng`.
+
+    Args:
+        turn: the sample's running number; it decides whose turn a task or the views have that read only a
+            share of the images, so that every batch has the same number of them.
+
+    Raises:
+        BadSample: when the picture does not decode or a requested caption kind is absent.
+    """
+    data, context = recipe.data, recipe.model.text.context_length
+    annotations = read_annotations(raw)
+    captions = read_captions(annotations, data.fields)
+    texts = {}
+    for request in needs.captions:
+        drawn = sample_captions(captions, request, rng)
+        if not drawn:
+            raise BadSample("no_caption")
+        texts[request.name] = [tokens.encode_caption(text, context) for text in drawn]
+
+    size = recipe.model.vision.image_size
+    largest = max(size, recipe.views.global_size) if needs.view_share else size
+    encoded = image_bytes(raw)
+    try:
+        image = decode_image(encoded, largest)
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise BadSample("undecodable_image") from None
+    crop = random_crop(*image.size, data.crop_scale, rng)
+    sample = Sample(render(image, crop, size), texts)
+    for offset, request in enumerate(needs.tasks):
+        if not has_turn(turn + offset, request.share):
+            continue
+        prompt = make_prompt(request.task, captions, annotations, crop, size, data, rng)
+        if prompt is None:
+            sample.missing.append(request.task)
+        else:
+            sample.prompts[request.task] = encode_prompt(*prompt, context)
+    if needs.view_share and has_turn(turn, needs.view_share):
+        sample.views = draw_views(image, recipe, rng)
+    return sample
+
+
+def has_turn(turn: int, share: float) -> bool:
+    """Whether `turn` is one of the evenly spread `share` of all turns."""
+    return int((turn + 1) * share + 1e-9) > int(turn * share + 1e-9)
+
+
+def draw_views(
+    image: Image.Image, recipe: Recipe, rng: np.random.Generator
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Global and local crops for self-distillation (C13)."""
+    views = recipe.views
+
+    def draw(size: int, scale: tuple[float, float]) -> np.ndarray:
+        return render(image, random_crop(*image.size, scale, rng), size, flip=rng.random() < views.flip)
+
+    return (
+        [draw(views.global_size, views.global_scale) for _ in range(views.global_count)],
+        [draw(views.local_size, views.local_scale) for _ in range(views.local_count)],
+    )
+
+
+def collate(samples: list[Sample], index: list[int], needs: DataNeeds, recipe: Recipe) -> Batch:
+    """Samples to one `Batch`; `index` are their numbers within the global batch."""
+    batch = Batch(index_B=torch.tensor(index))
+    if needs.images:
+        batch.images_B3HW = torch.from_numpy(np.stack([sample.image for sample in samples]))
+    for request in needs.captions:
+        ids_TL = tokens.pad([ids for sample in samples for ids in sample.captions[request.name]])
+        batch.captions[request.name] = ids_TL.view(len(samples), request.count, -1)
+    for request in needs.tasks:
+        found = [
+            (row, *sample.prompts[request.task]) for row, sample in enumerate(samples) if request.task in sample.prompts
+        ]
+        batch.prompts[request.task] = Prompts(
+            ids_RL=tokens.pad([ids for _, ids, _ in found]),
+            answer_start_R=torch.tensor([start for _, _, start in found], dtype=torch.int64),
+            rows_R=torch.tensor([row for row, _, _ in found], dtype=torch.int64),
+        )
+    if needs.view_share:
+        views = recipe.views
+        rows = [row for row, sample in enumerate(samples) if sample.views is not None]
+        batch.view_rows_b = torch.tensor(rows, dtype=torch.int64)
+        batch.global_views_bG3HW = _stack(
+            [samples[row].views[0] for row in rows], views.global_count, views.global_size
+        )
+        batch.local_views_bV3HW = _stack([samples[row].views[1] for row in rows], views.local_count, views.local_size)
+    return batch
+
+
+def _stack(views: list[list[np.ndarray]], count: int, size: int) -> torch.Tensor:
+    shape = (len(views), count, 3, size, size)
+    return torch.from_numpy(np.array(views, dtype=np.uint8).reshape(shape))

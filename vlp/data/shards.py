@@ -1,0 +1,102 @@
+"""From shard patterns to raw samples: which tars there are, and what is in one."""
+
+import glob
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import braceexpand
+import webdataset as wds
+
+from vlp.data.emoji_shards import demo_shards
+from vlp.errors import UserError
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+DEMO_PREFIX = "demo:"
+
+
+class BadSample(Exception):
+    """A sample that cannot be used; its message is the reason under which it is counted."""
+
+
+def expand_shards(patterns: str | list[str], cache: str | None = None) -> list[str]:
+    """Every shard that `patterns` name: brace patterns, globs, `::` lists, URLs that WebDataset opens, or
+    `demo:train` / `demo:validation`, which makes the demo set in `cache` when it is not there yet.
+
+    Raises:
+        UserError: for a local pattern that matches no file.
+    """
+    shards: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        for part in pattern.split("::"):
+            if part.startswith(DEMO_PREFIX):
+                part = str(demo_shards(cache) / f"{part.removeprefix(DEMO_PREFIX)}-*.tar")
+            for name in braceexpand.braceexpand(part):
+                if is_remote(name):
+                    shards.append(name)
+                    continue
+                found = sorted(glob.glob(str(Path(name).expanduser())))
+                if not found:
+                    raise UserError(
+                        f"data: '{part}' matches no shard ({name} does not exist); give a tar, a glob, or a brace "
+                        "pattern such as /data/{00000..00099}.tar, quoted from the shell"
+                    )
+                shards += found
+    return shards
+
+
+def is_remote(name: str) -> bool:
+    return name.startswith("pipe:") or "://" in name
+
+
+def read_shard(shard: str) -> Iterator[dict[str, Any]]:
+    """The samples of one shard in order, as WebDataset groups them: `__key__` and one bytes entry per suffix.
+
+    Raises:
+        UserError: when the shard cannot be opened or ends before its end.
+    """
+    try:
+        yield from wds.tariterators.tarfile_samples([{"url": shard}])
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error.args[0]) if error.args else type(error).__name__
+        raise UserError(
+            f"{shard}: not a readable tar shard ({reason}); copy it again, or take it out of the data pattern"
+        ) from None
+
+
+def shuffled_shard(shard: str, buffer: int, seed: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    """`read_shard` through a shuffle buffer that is drained at the shard's end: the order depends on `seed` alone."""
+    rng = random.Random(repr(seed))
+    return wds.filters.shuffle(buffer, initial=buffer, rng=rng)(read_shard(shard))
+
+
+def image_bytes(raw: dict[str, Any]) -> bytes:
+    """The encoded picture of a raw sample. Raises `BadSample`."""
+    for suffix in IMAGE_SUFFIXES:
+        if suffix in raw:
+            return raw[suffix]
+    raise BadSample("no_image")
+
+
+def read_annotations(raw: dict[str, Any]) -> dict[str, Any]:
+    """The sample's JSON object; its caption file, where there is one, is the key `txt` and, by default, `raw`.
+
+    Raises `BadSample` for JSON that is none or no object.
+    """
+    annotations: dict[str, Any] = {}
+    if "json" in raw:
+        try:
+            annotations = json.loads(raw["json"])
+        except ValueError:
+            raise BadSample("unreadable_json") from None
+        if not isinstance(annotations, dict):
+            raise BadSample("json_is_not_an_object")
+    if "txt" in raw:
+        text = raw["txt"].decode("utf-8", errors="replace")
+        annotations.setdefault("txt", text)
+        annotations.setdefault("raw", text)
+    return annotations

@@ -1,0 +1,58 @@
+"""The vision tower: a timm vision transformer that gives all its tokens.
+
+Shapes: B images, H W pixels, N tokens (class token, where there is one, then P patch tokens), W width.
+"""
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from vlp.settings import DataSettings, VisionSettings
+
+
+class VisionTower(nn.Module):
+    """timm ViT over uint8 or float pixels; other input sizes get bicubically interpolated positions."""
+
+    def __init__(self, settings: VisionSettings, data: DataSettings):
+        super().__init__()
+        self.vit = timm.create_model(settings.name, num_classes=0, **vit_arguments(settings))
+        self.width: int = self.vit.embed_dim
+        self.patch_size: int = self.vit.patch_embed.patch_size[0]
+        self.prefix: int = self.vit.num_prefix_tokens
+        self.pooling = settings.pooling
+        self.register_buffer("mean", torch.tensor(data.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(data.std).view(3, 1, 1), persistent=False)
+
+    def normalise(self, images_B3HW: Tensor) -> Tensor:
+        """uint8 pixels to normalised float, on the device that they are on; float pixels pass unchanged."""
+        if images_B3HW.dtype != torch.uint8:
+            return images_B3HW
+        return (images_B3HW.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """[B, N, W] tokens after the last norm."""
+        return self.vit(self.normalise(images_B3HW))
+
+    def pool(self, tokens_BNW: Tensor) -> Tensor:
+        """[B, W]: the class token, or the mean of the patch tokens."""
+        return tokens_BNW[:, 0] if self.pooling == "cls" else self.patches(tokens_BNW).mean(1)
+
+    def patches(self, tokens_BNW: Tensor) -> Tensor:
+        """[B, P, W]: the tokens without the class token."""
+        return tokens_BNW[:, self.prefix :]
+
+
+def vit_arguments(settings: VisionSettings) -> dict:
+    """Keyword arguments of `timm.create_model` for the tower that `settings` describe."""
+    given = {
+        "patch_size": settings.patch_size,
+        "embed_dim": settings.width,
+        "depth": settings.depth,
+        "num_heads": settings.heads,
+    }
+    arguments = {key: value for key, value in given.items() if value is not None}
+    if (
+        settings.pooling == "average"
+    ):  # the shape of SiglipVisionModel: no class token, no pre-norm, norm before the mean
+        arguments |= {"class_token": False, "pre_norm": False, "fc_norm": False}
+    return arguments | {"img_size": settings.image_size, "dynamic_img_size": True, "global_pool": ""}

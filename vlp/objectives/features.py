@@ -1,0 +1,156 @@
+"""The features of one micro-batch, each computed once, on first read.
+
+Shapes: B own images, G images of the global batch, K captions per image, b images with views, N tokens, W width of a
+tower, P patches, D joint width, R prompts, L token ids, A answer tokens.
+"""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vlp.data.batch import Batch, Prompts, join_ids
+from vlp.data.tokens import END, START
+from vlp.engine.distributed import gather
+from vlp.models.model import VisionLanguageModel
+from vlp.objectives.decoding import answer_tokens
+
+
+class Features:
+    """What objectives read. One pass of the vision tower per picture size, one pass of the text tower in all."""
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        teacher: VisionLanguageModel | None,
+        batch: Batch,
+        texts: frozenset[str],
+        seed: int,
+        step: int,
+    ):
+        self.model, self.teacher, self.batch = model, teacher, batch
+        self.seed, self.step = seed, step
+        self._requests = sorted(texts)
+        self._everywhere: dict[str, Tensor] = {}
+
+    # ---- images -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _vision(self) -> tuple[Tensor, Tensor | None]:
+        """Tokens of the clean view, and of the student's global views when these are there and of the same size."""
+        images, views = self.batch.images_B3HW, self.batch.global_views_bG3HW
+        if views is None or views.shape[-1] != images.shape[-1]:
+            return self.model.vision(images), None
+        tokens = self.model.vision(torch.cat([images, views.flatten(0, 1)]))
+        return tokens[: len(images)], tokens[len(images) :].unflatten(0, views.shape[:2])
+
+    @property
+    def image_tokens(self) -> Tensor:
+        """[B, N, W] all tokens of the clean view, after the last norm."""
+        return self._vision[0]
+
+    @cached_property
+    def image_embeds(self) -> Tensor:
+        """[B, D] text-agnostic embeddings v_g."""
+        return self.model.image_embeds(self.image_tokens)
+
+    @cached_property
+    def patch_embeds(self) -> Tensor:
+        """[B, P, D] projected patch tokens v_loc."""
+        return self.model.patch_embeds(self.image_tokens)
+
+    @cached_property
+    def student_views(self) -> list[Tensor]:
+        """The student's tokens of global, then local views: [b, views, N, W] each."""
+        views, local = self.batch.global_views_bG3HW, self.batch.local_views_bV3HW
+        tokens = self._vision[1]
+        seen = [self._encode_views(self.model, views) if tokens is None else tokens]
+        return [*seen, self._encode_views(self.model, local)] if local.shape[1] else seen
+
+    @cached_property
+    def teacher_views(self) -> list[Tensor]:
+        """The teacher's tokens of the global views."""
+        with torch.no_grad():
+            return [self._encode_views(self.teacher, self.batch.global_views_bG3HW)]
+
+    @staticmethod
+    def _encode_views(model: VisionLanguageModel, views: Tensor) -> Tensor:
+        return model.vision(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+
+    # ---- texts --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _prompts(self) -> dict[str, Prompts]:
+        """The prompts by task. A task that has none in this micro-batch gets an empty one, so that every rank runs
+        text tower and decoder in every step."""
+        return {
+            task: prompts if len(prompts.rows_R) else _placeholder(prompts)
+            for task, prompts in self.batch.prompts.items()
+        }
+
+    @cached_property
+    def _text(self) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Embeddings [B, K, D] by request, and the tokens [R, L, W] of all prompts: one pass of the text tower."""
+        captions = [self.batch.captions[name] for name in self._requests]
+        prompts = [prompts.ids_RL for prompts in self._prompts.values()]
+        ids = join_ids([*(ids.flatten(0, 1) for ids in captions), *prompts])
+        tokens_TLW, embeds_TD = self.model.text(ids)
+        sizes = [ids.shape[0] * ids.shape[1] for ids in captions]
+        parts = embeds_TD[: sum(sizes)].split(sizes)
+        embeds = {
+            name: part.unflatten(0, ids.shape[:2])
+            for name, part, ids in zip(self._requests, parts, captions, strict=True)
+        }
+        return embeds, tokens_TLW[sum(sizes) :]
+
+    def texts(self, name: str) -> Tensor:
+        """[B, K, D] embeddings of a caption request."""
+        return self._text[0][name]
+
+    @cached_property
+    def answer_losses(self) -> dict[str, Tensor]:
+        """float32 [A] NLL of every answer token, by task: one pass of the decoder for all tasks."""
+        prompts = list(self._prompts.values())
+        ids_RL = join_ids([part.ids_RL for part in prompts])
+        joined = Prompts(
+            ids_RL, torch.cat([part.answer_start_R for part in prompts]), torch.cat([part.rows_R for part in prompts])
+        )
+        answers_RL = answer_tokens(joined)
+        text_RLW = self._text[1][:, : ids_RL.shape[1]]
+        losses_A = self.model.decoder(text_RLW, self.patch_embeds[joined.rows_R], answers_RL, ids_RL)
+        counts = answers_RL.sum(1).split([len(part.rows_R) for part in prompts])
+        parts = losses_A.split([int(count.sum()) for count in counts])
+        return {
+            task: part if len(self.batch.prompts[task].rows_R) else part * 0.0
+            for task, part in zip(self._prompts, parts, strict=True)
+        }
+
+    # ---- the global batch ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def index_everywhere(self) -> Tensor:
+        """int64 [G] the number of each image of the global batch, in the order of the gathered features."""
+        return gather(self.batch.index_B)
+
+    @cached_property
+    def place_B(self) -> Tensor:
+        """int64 [B] where this rank's images stand in the gathered features."""
+        return (self.batch.index_B[:, None] == self.index_everywhere).int().argmax(1)
+
+    @cached_property
+    def images_everywhere(self) -> Tensor:
+        """[G, D]"""
+        return gather(self.image_embeds)
+
+    def texts_everywhere(self, name: str) -> Tensor:
+        """[G, K, D]"""
+        if name not in self._everywhere:
+            self._everywhere[name] = gather(self.texts(name))
+        return self._everywhere[name]
+
+
+def _placeholder(prompts: Prompts) -> Prompts:
+    """One prompt of one answer token about the first image; its loss is multiplied by zero."""
+    ids = prompts.ids_RL.new_zeros(1, 8)
+    ids[0, :2] = torch.tensor([START, END])
+    return Prompts(ids, prompts.answer_start_R.new_ones(1), prompts.rows_R.new_zeros(1))

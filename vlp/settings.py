@@ -1,0 +1,175 @@
+"""The sections of a recipe, every key with its default. `vlp/recipe.py` loads and composes them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Range = Annotated[tuple[float, float], Field(description="lower and upper end")]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunSettings(Section):
+    """Where the run writes. The default folder is `runs/RECIPE-SCALE`."""
+
+    dir: str | None = None
+
+
+class TrainSettings(Section):
+    """Batch, schedule and optimizer (AdamW; linear warm-up, then cosine to zero)."""
+
+    steps: Positive = 1000
+    batch_size: Positive = Field(64, description="global: over all ranks and accumulation steps")
+    accumulation: Positive = 1
+    seed: Count = 0
+    learning_rate: float = Field(5e-4, gt=0)
+    warmup_steps: Count = 500
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.2, ge=0)
+    gradient_clip: float = Field(0.0, ge=0, description="largest global gradient norm; 0 clips nothing")
+    log_every: Positive = 10
+    checkpoint_every: Positive = 500
+    keep_checkpoints: Positive = 2
+
+
+class FieldMap(Section):
+    """Which keys of a sample's JSON (or `txt` for the caption file) hold what; null where the data has none."""
+
+    raw: str | list[str] | None = "raw"
+    short: str | list[str] | None = "short"
+    long: str | list[str] | None = "long"
+    regions: str | None = "regions"
+    vqa: str | None = "vqa"
+
+
+class ViewSettings(Section):
+    """Crops for self-distillation, METHOD.md choices C13 and C18. Sizes are side lengths in pixels."""
+
+    global_count: Annotated[int, Field(ge=1)] = 2
+    global_size: Positive | None = Field(None, description="the vision tower's input size when null")
+    global_scale: Range = (0.4, 1.0)
+    local_count: Count = 6
+    local_size: Positive = 96
+    local_scale: Range = (0.05, 0.4)
+    flip: float = Field(0.5, ge=0, le=1)
+
+
+class DataSettings(Section):
+    """Shards, how they are read, and what of a sample is used."""
+
+    train: str | list[str] = "demo:train"
+    validation: str | list[str] | None = "demo:validation"
+    cache: str | None = Field(None, description="folder of the demo set; else $VLP_CACHE, else ~/.cache/vlp")
+    fields: FieldMap = FieldMap()
+    workers: Count = Field(1, description="loader processes per rank; 0 reads in the training process")
+    streams: Positive = Field(4, description="interleaved readers of the whole run; ranks times workers divide them")
+    shuffle: Positive = Field(1000, description="samples in each stream's shuffle buffer")
+    crop_scale: Range = (0.9, 1.0)
+    views: ViewSettings | None = ViewSettings()
+    box_score: float = Field(0.3, ge=0, le=1, description="regions below this score are not used (C25)")
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+
+class VisionSettings(Section):
+    """A timm vision transformer. Null keeps what the named architecture has."""
+
+    name: str = "vit_base_patch16_clip_224"
+    image_size: Positive = 224
+    patch_size: Positive | None = None
+    width: Positive | None = None
+    depth: Positive | None = None
+    heads: Positive | None = None
+    pooling: Literal["cls", "average"] = "cls"
+
+
+class TextSettings(Section):
+    """open_clip's causal text transformer over CLIP's byte pairs."""
+
+    width: Positive = 512
+    layers: Positive = 12
+    heads: Positive = 8
+    context_length: Annotated[int, Field(ge=3)] = 77
+
+
+class PoolingSettings(Section):
+    """FLAIR's text-conditioned pooling. `separate` gives patches a projection of their own (GoldiCLIP)."""
+
+    heads: Positive = 8
+    projection: Literal["shared", "separate"] = "separate"
+    chunk: Positive = Field(4096, description="captions that one pass over the patch tokens scores")
+
+
+class DecoderSettings(Section):
+    """GoldiCLIP's decoder; its width is `model.embed_dim`."""
+
+    layers: Positive = 8
+    heads: Positive = 8
+
+
+class ModelSettings(Section):
+    """The towers and what joins them. A module is built only when an objective reads it."""
+
+    embed_dim: Positive = 512
+    vision: VisionSettings = VisionSettings()
+    text: TextSettings = TextSettings()
+    pooling: PoolingSettings | None = PoolingSettings()
+    decoder: DecoderSettings | None = DecoderSettings()
+    logit_scale: float = Field(1 / 0.07, gt=0, description="start of the learned scale (inverse temperature)")
+    logit_scale_max: float = Field(100.0, gt=0)
+    logit_bias: float = Field(-10.0, description="start of the sigmoid losses' learned bias")
+    teacher_momentum: float = Field(0.996, ge=0, lt=1)
+
+
+class EngineSettings(Section):
+    """How DeepSpeed runs it."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    precision: Literal["float32", "bf16"] = Field("bf16", description="bf16 is autocast over float32 weights")
+    activation_checkpointing: bool = False
+    deepspeed: dict[str, Any] = Field({}, description="further DeepSpeed configuration, passed on as it stands")
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _leaves_the_recipe_alone(cls, config: dict[str, Any]) -> dict[str, Any]:
+        decided = {
+            "train_batch_size": "train.batch_size",
+            "train_micro_batch_size_per_gpu": "train.batch_size",
+            "gradient_accumulation_steps": "train.accumulation",
+            "gradient_clipping": "train.gradient_clip",
+            "optimizer": "train.learning_rate, train.betas, train.eps and train.weight_decay",
+            "scheduler": "train.learning_rate and train.warmup_steps",
+            "fp16": "engine.precision",
+            "bf16": "engine.precision",
+            "torch_autocast": "engine.precision",
+        }
+        for key in config:
+            if key in decided:
+                raise ValueError(f"'{key}' is decided by {decided[key]}; set that instead")
+        if "stage" in config.get("zero_optimization", {}):
+            raise ValueError("'zero_optimization.stage' is decided by engine.zero_stage; set that instead")
+        return config
+
+
+class EvaluationSettings(Section):
+    """What is evaluated on the validation shards when training ends."""
+
+    tasks: list[Literal["retrieval", "questions", "segmentation"]] = ["retrieval"]
+    captions: list[Literal["raw", "short", "long"]] = ["short", "long"]
+    samples: Positive | None = Field(None, description="only the first this many validation samples")
+    every: Positive | None = Field(None, description="also evaluate retrieval each this many steps")
+    batch_size: Positive = 128
+
+
+class ObjectiveSettings(Section):
+    """What every objective has."""
+
+    weight: float = Field(1.0, gt=0, description="multiplies the objective's whole term of the total")
