@@ -4,6 +4,8 @@ A recipe says which objectives train together, a scale says how large, on what a
 composed as scale < `extends` < recipe < `key=value` overrides; the last one wins.
 """
 
+import functools
+import operator
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +26,9 @@ from vlp.settings import (
 )
 
 SHIPPED_RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-AnyObjective = Annotated[tuple(objective.Settings for objective in REGISTRY.values()), Field(discriminator="type")]
+AnyObjective = Annotated[
+    functools.reduce(operator.or_, (objective.Settings for objective in REGISTRY.values())), Field(discriminator="type")
+]
 
 
 class Recipe(Section):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vlp.errors import UserError
@@ -13,6 +14,9 @@ from vlp.recipe import Recipe, load_recipe, save_recipe
 MAY_CHANGE = ("run", "engine.deepspeed", "data.workers", "data.cache", "train.log_every", "train.checkpoint_every",
               "train.keep_checkpoints", "evaluation")  # fmt: skip
 """Keys that a resumed run may set anew: none of them changes what is computed."""
+
+AFTER_TRAINING = ("data.validation", "data.cache", "data.fields", "evaluation")
+"""Keys that evaluation and export may set anew: none of them is part of what was trained."""
 
 
 def open_run(recipe: Recipe) -> Path:
@@ -38,19 +42,31 @@ def open_run(recipe: Recipe) -> Path:
     return folder
 
 
-def load_run(folder: str | Path) -> tuple[Recipe, VisionLanguageModel]:
+def load_run(folder: str | Path, overrides: list[str] | None = None) -> tuple[Recipe, VisionLanguageModel]:
     """The recipe and the trained student of a run folder, on the CPU, in evaluation mode.
 
+    Args:
+        overrides: `dotted.key=value` strings for `AFTER_TRAINING` keys, what a trained student can be given anew.
+
     Raises:
-        UserError: when the folder is none of a run, or training has not finished.
+        UserError: when the folder is none of a run, training has not finished, or the weights are not whole.
     """
     folder = Path(folder)
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder} is no run: it has no recipe.yaml; give the folder that tools/train.py printed")
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder} has no model.safetensors yet; run the same training command again to finish it")
-    recipe = load_recipe(folder / "recipe.yaml")
-    return recipe, build_student(recipe, load_file(folder / "model.safetensors"))
+    for text in overrides or []:
+        if not any(text.startswith((f"{key}.", f"{key}=")) for key in AFTER_TRAINING):
+            raise UserError(f"override '{text}': a trained run takes only {', '.join(AFTER_TRAINING)}")
+    recipe = load_recipe(folder / "recipe.yaml", overrides, world_size=1)
+    try:
+        return recipe, build_student(recipe, load_file(folder / "model.safetensors"))
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(
+            f"{folder / 'model.safetensors'}: not the weights of this run's recipe ({error!s:.120}); "
+            "run the same training command again to write them anew"
+        ) from None
 
 
 def build_student(recipe: Recipe, state: dict[str, Any]) -> VisionLanguageModel:

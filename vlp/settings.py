@@ -164,6 +164,8 @@ class EvaluationSettings(Section):
 
     tasks: list[Literal["retrieval", "questions", "segmentation"]] = ["retrieval"]
     captions: list[Literal["raw", "short", "long"]] = ["short", "long"]
+    questions: str | None = Field(None, description="question retrieval; else questions.json beside the shards")
+    classes: str | None = Field(None, description="class names of the masks; else classes.json beside the shards")
     samples: Positive | None = Field(None, description="only the first this many validation samples")
     every: Positive | None = Field(None, description="also evaluate retrieval each this many steps")
     batch_size: Positive = 128

@@ -45,6 +45,6 @@ def preview(recipe: Recipe, samples: int = 64) -> None:
             field = fields[name]
             raise UserError(
                 f"data.train: none of the first {looked} samples of {shards[0]} has the field '{field}' "
-                f"that '{name}' reads; {FIELD_TOOLS[field]} makes it, or set data.fields.{field} to the key that holds it"
+                f"that '{name}' reads; {FIELD_TOOLS[field]} makes it, or data.fields.{field} names the key that has it"
             )
         console.print(f"  {name}: {len(texts)} have it, e.g. {texts[0]!r}", soft_wrap=True)

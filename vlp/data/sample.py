@@ -92,18 +92,19 @@ def draw_views(
 
 def collate(samples: list[Sample], index: list[int], needs: DataNeeds, recipe: Recipe) -> Batch:
     """Samples to one `Batch`; `index` are their numbers within the global batch."""
+    context = recipe.model.text.context_length
     batch = Batch(index_B=torch.tensor(index))
     if needs.images:
         batch.images_B3HW = torch.from_numpy(np.stack([sample.image for sample in samples]))
     for request in needs.captions:
-        ids_TL = tokens.pad([ids for sample in samples for ids in sample.captions[request.name]])
+        ids_TL = tokens.pad([ids for sample in samples for ids in sample.captions[request.name]], context)
         batch.captions[request.name] = ids_TL.view(len(samples), request.count, -1)
     for request in needs.tasks:
         found = [
             (row, *sample.prompts[request.task]) for row, sample in enumerate(samples) if request.task in sample.prompts
         ]
         batch.prompts[request.task] = Prompts(
-            ids_RL=tokens.pad([ids for _, ids, _ in found]),
+            ids_RL=tokens.pad([ids for _, ids, _ in found], context),
             answer_start_R=torch.tensor([start for _, _, start in found], dtype=torch.int64),
             rows_R=torch.tensor([row for row, _, _ in found], dtype=torch.int64),
         )

@@ -29,10 +29,10 @@ def encode_caption(text: str, context_length: int) -> list[int]:
     return ids if len(ids) <= context_length else [*ids[: context_length - 1], END]
 
 
-def pad(sequences: Sequence[Sequence[int]], length: int | None = None) -> Tensor:
-    """int64 [N, L]: L is the longest sequence, or `length`, rounded up to a multiple of 8."""
-    longest = max(map(len, sequences), default=1) if length is None else length
-    padded = np.full((len(sequences), -8 * (-longest // 8)), PAD, dtype=np.int64)
+def pad(sequences: Sequence[Sequence[int]], context_length: int) -> Tensor:
+    """int64 [N, L]: L is the longest sequence rounded up to a multiple of 8, at most `context_length`."""
+    longest = max(map(len, sequences), default=1)
+    padded = np.full((len(sequences), min(context_length, -8 * (-longest // 8))), PAD, dtype=np.int64)
     for row, ids in zip(padded, sequences, strict=True):
         row[: len(ids)] = ids
     return torch.from_numpy(padded)
@@ -40,4 +40,4 @@ def pad(sequences: Sequence[Sequence[int]], length: int | None = None) -> Tensor
 
 def tokenize(texts: Sequence[str], context_length: int) -> Tensor:
     """int64 [N, L] ids of whole captions, cut to the longest of them."""
-    return pad([encode_caption(text, context_length) for text in texts])
+    return pad([encode_caption(text, context_length) for text in texts], context_length)

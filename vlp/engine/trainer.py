@@ -83,6 +83,7 @@ def run_steps(
     skipped: Counter[str] = Counter()
     watch = Stopwatch()
     graph.train()
+    gradients = GradientWatch(graph)
     for step in range(start, settings.steps):
         loaded: list[Loaded] = [watch.wait_for(loader) for _ in range(settings.accumulation)]
         batches = [part.batch.to(device) for part in loaded]
@@ -101,6 +102,7 @@ def run_steps(
                 report |= sum_over_ranks({key: report[key] for key in report if key.split("/")[0] == "loss"})
                 stop_if_not_finite(report, step)
                 norm = gradient_norm_before_step(engine)
+                gradients.report(step)
             engine.step()
         norm = engine.get_global_grad_norm() if norm is None else norm
         graph.end_step()
@@ -147,6 +149,31 @@ def stop_if_not_finite(report: dict[str, Tensor], step: int) -> None:
         f"step {step + 1}: {', '.join(bad) or 'the total loss'} is not finite; nothing was updated. "
         "The checkpoints before are whole: lower train.learning_rate or set train.gradient_clip, in a new run.dir"
     )
+
+
+class GradientWatch:
+    """Says once, after the first backward, whether every trainable parameter took a gradient."""
+
+    def __init__(self, module: torch.nn.Module):
+        self.without = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self.count = len(self.without)
+        self.hooks = [
+            parameter.register_hook(lambda _, name=name: self.without.discard(name))
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        ]
+
+    def report(self, step: int) -> None:
+        """Print it on rank 0 and stop watching; later calls do nothing."""
+        if not self.hooks:
+            return
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks.clear()
+        if rank() == 0:
+            missing = f", none reached {', '.join(sorted(self.without))}" if self.without else ""
+            reached = self.count - len(self.without)
+            console.print(f"step {step + 1}: {reached} of {self.count} trainable parameters took a gradient{missing}")
 
 
 def gradient_norm_before_step(engine: Any) -> Tensor | None:

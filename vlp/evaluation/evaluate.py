@@ -7,50 +7,59 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.accelerator import get_accelerator
 
-from vlp.evaluation.encode import encode_images, encode_texts, read_validation
-from vlp.evaluation.retrieval import retrieval_metrics
-from vlp.evaluation.scoring import agnostic_scores, conditioned_scores
+from vlp.errors import UserError
+from vlp.evaluation.encode import encode_subject
+from vlp.evaluation.questions import evaluate_questions
+from vlp.evaluation.retrieval import evaluate_retrieval
+from vlp.evaluation.segmentation import evaluate_segmentation
 from vlp.models.model import VisionLanguageModel
 from vlp.recipe import Recipe
 from vlp.run import build_student
 
+TASKS = {"retrieval": evaluate_retrieval, "questions": evaluate_questions, "segmentation": evaluate_segmentation}
+
 
 def evaluate_state(recipe: Recipe, state: dict[str, Any], path: Path, header: dict[str, Any]) -> dict[str, Any]:
     """Evaluate consolidated weights with the recipe's tasks and write the result to `path`."""
-    model = build_student(recipe, state).to(get_accelerator().current_device_name())
-    result = header | evaluate(recipe, model, recipe.evaluation.tasks)
+    result = header | evaluate(recipe, build_student(recipe, state).to(best_device()))
     write_result(result, path)
     return result
 
 
-def write_result(result: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(partial, path)
+def evaluate(recipe: Recipe, model: VisionLanguageModel, tasks: list[str] | None = None) -> dict[str, Any]:
+    """`{"samples": N, task: {part: {scoring: {metric: percent}}}, "seconds": S}`; each task's docstring says more.
 
-
-def evaluate(recipe: Recipe, model: VisionLanguageModel, tasks: list[str]) -> dict[str, Any]:
-    """`{task: {captions or part: {scoring: {metric: percent}}}}`."""
+    Args:
+        tasks: what is asked for: one that cannot be done raises its `UserError`. None takes `evaluation.tasks` of
+            the recipe, as at the end of a training, and notes under the task why it was skipped.
+    """
     started = time.perf_counter()
-    samples = read_validation(recipe)
-    batch_size = recipe.evaluation.batch_size
-    conditioned = hasattr(model, "pooling")
-    images_BD, patches_BPD = encode_images(model, samples, batch_size, patches=conditioned)
-    result: dict[str, Any] = {"samples": len(samples)}
-    if "retrieval" in tasks:
-        result["retrieval"] = {}
-        for kind in recipe.evaluation.captions:
-            texts = [text for sample in samples for text in sample.captions[kind]]
-            image_T = torch.tensor([i for i, sample in enumerate(samples) for _ in sample.captions[kind]])
-            if not texts:
-                continue
-            texts_TD = encode_texts(model, texts, batch_size)
-            scores = {"agnostic": agnostic_scores(images_BD, texts_TD)}
-            if conditioned:
-                scores["conditioned"] = conditioned_scores(model.pooling, patches_BPD, texts_TD)
-            result["retrieval"][kind] = {name: retrieval_metrics(s, image_T) for name, s in scores.items()}
+    wanted = recipe.evaluation.tasks if tasks is None else tasks
+    subject = encode_subject(recipe, model, patches="segmentation" in wanted)
+    result: dict[str, Any] = {"samples": len(subject.samples)}
+    for task in wanted:
+        try:
+            result[task] = TASKS[task](subject)
+        except UserError as error:
+            if tasks is not None:
+                raise
+            result[task] = {"skipped": str(error)}
     result["seconds"] = time.perf_counter() - started
     return result
+
+
+def write_result(result: dict[str, Any], path: Path) -> None:
+    """Write JSON beside, then rename. Raises `UserError` where nothing can be written."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(result, indent=2) + "\n")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}); name another file") from None
+
+
+def best_device() -> torch.device:
+    """The accelerator that this process has made its own, or the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

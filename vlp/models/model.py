@@ -34,7 +34,7 @@ class VisionLanguageModel(nn.Module):
             self.vision.vit.set_grad_checkpointing()
         if "image_projection" in modules:
             self.image_projection = _projection(self.vision.width, model.embed_dim)
-        if "patch_projection" in modules and model.pooling.projection == "separate":
+        if "patch_projection" in modules and (model.pooling is None or model.pooling.projection == "separate"):
             self.patch_projection = _projection(self.vision.width, model.embed_dim)
         if "text" in modules:
             self.text = TextTower(model.text, model.embed_dim)

@@ -21,8 +21,7 @@ def answer_tokens(prompts: Prompts) -> Tensor:
     ids_RL = prompts.ids_RL
     position_L = torch.arange(ids_RL.shape[1], device=ids_RL.device)
     before_padding = torch.cumsum(ids_RL == END, dim=1) - (ids_RL == END).long() == 0
-    ends = (ids_RL == END).any(1, keepdim=True)
-    return (position_L >= prompts.answer_start_R[:, None]) & before_padding & (ends | (ids_RL != 0))
+    return (position_L >= prompts.answer_start_R[:, None]) & before_padding
 
 
 class Decoding(Objective):

@@ -61,7 +61,7 @@ class PrototypeHead(nn.Module):
         with torch.no_grad():
             teacher_GbC = full(self.teacher(teacher_GbD))
             targets_GbC = teacher_targets(teacher_GbC, self.center_C, teacher_temperature)
-            mean_C = targets_GbC.flatten(0, 1).mean(0)
+            mean_C = targets_GbC.sum((0, 1)) / max(1, targets_GbC.shape[:2].numel())
         if self.training:
             self.seen.append((teacher_GbC.sum((0, 1)), teacher_GbC.shape[0] * teacher_GbC.shape[1]))
         loss = distillation_loss(self.student(student_SbD), targets_GbC, student_temperature)
@@ -76,7 +76,8 @@ class PrototypeHead(nn.Module):
         total = sum_over_ranks(
             {"sum": sum(part for part, _ in self.seen), "count": torch.tensor(count, device=self.center_C.device)}
         )
-        self.center_C.lerp_(total["sum"] / total["count"].clamp(min=1), 1 - center_momentum)
+        mean_C = torch.where(total["count"] > 0, total["sum"] / total["count"].clamp(min=1), self.center_C)
+        self.center_C.lerp_(mean_C, 1 - center_momentum)
         self.seen.clear()
         update_teacher(self.teacher, self.student, teacher_momentum)
 

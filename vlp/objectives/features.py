@@ -36,18 +36,16 @@ class Features:
     # ---- images -------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _vision(self) -> tuple[Tensor, Tensor | None]:
-        """Tokens of the clean view, and of the student's global views when these are there and of the same size."""
-        images, views = self.batch.images_B3HW, self.batch.global_views_bG3HW
-        if views is None or views.shape[-1] != images.shape[-1]:
-            return self.model.vision(images), None
-        tokens = self.model.vision(torch.cat([images, views.flatten(0, 1)]))
-        return tokens[: len(images)], tokens[len(images) :].unflatten(0, views.shape[:2])
+    def _vision(self) -> list[Tensor]:
+        """Tokens of the clean view [B, 1, N, W], then of global and local views where the recipe has them."""
+        batch = self.batch
+        views = [] if batch.global_views_bG3HW is None else [batch.global_views_bG3HW, batch.local_views_bV3HW]
+        return encode_pictures(self.model, [batch.images_B3HW[:, None], *views])
 
     @property
     def image_tokens(self) -> Tensor:
         """[B, N, W] all tokens of the clean view, after the last norm."""
-        return self._vision[0]
+        return self._vision[0][:, 0]
 
     @cached_property
     def image_embeds(self) -> Tensor:
@@ -59,23 +57,16 @@ class Features:
         """[B, P, D] projected patch tokens v_loc."""
         return self.model.patch_embeds(self.image_tokens)
 
-    @cached_property
+    @property
     def student_views(self) -> list[Tensor]:
         """The student's tokens of global, then local views: [b, views, N, W] each."""
-        views, local = self.batch.global_views_bG3HW, self.batch.local_views_bV3HW
-        tokens = self._vision[1]
-        seen = [self._encode_views(self.model, views) if tokens is None else tokens]
-        return [*seen, self._encode_views(self.model, local)] if local.shape[1] else seen
+        return [tokens for tokens in self._vision[1:] if tokens is not None]
 
     @cached_property
     def teacher_views(self) -> list[Tensor]:
         """The teacher's tokens of the global views."""
         with torch.no_grad():
-            return [self._encode_views(self.teacher, self.batch.global_views_bG3HW)]
-
-    @staticmethod
-    def _encode_views(model: VisionLanguageModel, views: Tensor) -> Tensor:
-        return model.vision(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+            return encode_pictures(self.teacher, [self.batch.global_views_bG3HW])
 
     # ---- texts --------------------------------------------------------------------------------------------------
 
@@ -147,6 +138,19 @@ class Features:
         if name not in self._everywhere:
             self._everywhere[name] = gather(self.texts(name))
         return self._everywhere[name]
+
+
+def encode_pictures(model: VisionLanguageModel, parts: list[Tensor]) -> list[Tensor]:
+    """Pictures [n, views, 3, H, W] to tokens [n, views, N, W]: one pass of the vision tower per picture size. A size
+    without any picture gets a black one, whose tokens nobody reads, so that every rank runs the tower."""
+    tokens: dict[int, Tensor] = {}
+    for size in dict.fromkeys(part.shape[-1] for part in parts if part.shape[1]):
+        same = {i: part.flatten(0, 1) for i, part in enumerate(parts) if part.shape[-1] == size and part.shape[1]}
+        pictures = torch.cat(list(same.values()))
+        encoded = model.vision(pictures if len(pictures) else pictures.new_zeros(1, *pictures.shape[1:]))
+        pieces = encoded[: len(pictures)].split([len(part) for part in same.values()])
+        tokens |= dict(zip(same, pieces, strict=True))
+    return [tokens[i].unflatten(0, part.shape[:2]) if i in tokens else None for i, part in enumerate(parts)]
 
 
 def _placeholder(prompts: Prompts) -> Prompts:

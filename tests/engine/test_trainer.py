@@ -1,0 +1,153 @@
+"""The loop on real shards: ranks and stages agree, stopping and resuming changes nothing, broken runs say so."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import spawn_ranks
+from safetensors.torch import load_file
+
+from vlp.recipe import load_recipe
+
+STEPS = 6
+OBJECTIVES = ["retrieval", "classification", "distillation", "caption", "referring", "grounded", "vqa"]
+
+
+def run_all(recipe_path: str, overrides: list[str], runs: dict[str, list[str]]) -> None:
+    """In a spawned rank: one training run after another."""
+    from vlp.engine.trainer import train
+
+    for folder, more in runs.items():
+        train(load_recipe(recipe_path, [*overrides, *more, f"run.dir={folder}"]))
+
+
+def read_metrics(folder: Path | str) -> list[dict]:
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def exact_part(line: dict) -> dict:
+    """What a run computes, without what it measures of the machine."""
+    measured = {"samples_per_second", "step_seconds", "data_wait_fraction", "peak_memory_bytes"}
+    return {key: value for key, value in line.items() if key not in measured}
+
+
+@pytest.fixture(scope="module")
+def overrides(tiny: list[str]) -> list[str]:
+    return [*tiny, f"train.steps={STEPS}", "train.checkpoint_every=2", "train.batch_size=16"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def single(repository: Path, overrides: list[str], folder: Path) -> Path:
+    """One process: stage 0."""
+    spawn_ranks(run_all, 1, str(repository / "recipes/goldi_super.yaml"), overrides, {str(folder / "single"): []})
+    return folder / "single"
+
+
+@pytest.fixture(scope="module")
+def pairs(repository: Path, overrides: list[str], folder: Path) -> dict[int, Path]:
+    """Two ranks: stages 0, 2 and 3."""
+    runs = {str(folder / f"stage{stage}"): [f"engine.zero_stage={stage}"] for stage in (0, 2, 3)}
+    spawn_ranks(run_all, 2, str(repository / "recipes/goldi_super.yaml"), overrides, runs)
+    return {stage: folder / f"stage{stage}" for stage in (0, 2, 3)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_two_ranks_at_every_stage_give_the_losses_of_one_process(single: Path, pairs: dict[int, Path], stage: int):
+    ours, reference = read_metrics(pairs[stage]), read_metrics(single)
+    assert [line["step"] for line in ours] == [line["step"] for line in reference] == list(range(1, STEPS + 1))
+    for line, expected in zip(ours, reference, strict=True):
+        for name in OBJECTIVES:
+            assert line[f"loss/{name}"] == pytest.approx(expected[f"loss/{name}"], rel=2e-4), (line["step"], name)
+            assert line[f"weight/{name}"] == pytest.approx(expected[f"weight/{name}"], rel=2e-4)
+        assert line["loss"] == pytest.approx(expected["loss"], rel=2e-4)
+        assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_two_ranks_at_every_stage_give_the_weights_of_one_process(single: Path, pairs: dict[int, Path], stage: int):
+    ours, reference = (load_file(path / "model.safetensors") for path in (pairs[stage], single))
+    assert ours.keys() == reference.keys()
+    for name, tensor in reference.items():
+        torch.testing.assert_close(ours[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.slow
+def test_a_run_writes_what_the_readme_says(single: Path):
+    written = {path.name for path in single.iterdir()}
+    assert {"recipe.yaml", "metrics.jsonl", "evaluation.json", "checkpoints", "model.safetensors"} <= written
+    line = read_metrics(single)[-1]
+    for key in ("step", "samples", "epoch", "loss", "lr", "grad_norm", "samples_per_second", "peak_memory_bytes"):
+        assert key in line
+    assert "data_wait_fraction" in line
+    assert not any(name.startswith(("decoder", "teacher")) for name in load_file(single / "model.safetensors"))
+    retrieval = json.loads((single / "evaluation.json").read_text())["retrieval"]
+    assert set(retrieval["short"]) == {"agnostic", "conditioned"}
+    assert len(list((single / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_the_launcher_killed_and_started_again_gives_the_same_metrics(
+    repository: Path, overrides: list[str], pairs: dict[int, Path], folder: Path
+):
+    """End to end through `deepspeed`, two ranks, stage 2: SIGKILL after the first checkpoint, then the same command."""
+    run = folder / "killed"
+    command = [
+        str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "tools/train.py",
+        "recipes/goldi_super.yaml", *overrides, "engine.zero_stage=2", f"run.dir={run}",
+    ]  # fmt: skip
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        command,
+        cwd=repository,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 180
+    while not list((run / "checkpoints").glob("step-00000002")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stdout.read().decode()[-2000:]
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    subprocess.run(["pkill", "-9", "-f", str(run)], check=False)
+    process.wait()
+    assert not (run / "model.safetensors").exists(), "it was killed too late to show anything"
+
+    again = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+    resumed, straight = read_metrics(run), read_metrics(pairs[2])
+    assert [line["step"] for line in resumed] == list(range(1, STEPS + 1))
+    for line, expected in zip(resumed, straight, strict=True):
+        assert exact_part(line) == pytest.approx(exact_part(expected), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_cut_short_is_named(single: Path, repository: Path, overrides: list[str], folder: Path):
+    from vlp.engine.checkpoint import check_checkpoint, list_checkpoints
+    from vlp.errors import UserError
+
+    newest = list_checkpoints(single / "checkpoints")[-1]
+    assert check_checkpoint(newest, ranks=1, zero_stage=0)["step"] == STEPS
+    with pytest.raises(UserError, match=r"written by 1 ranks at engine.zero_stage=0, now 2 ranks at 0; resume"):
+        check_checkpoint(newest, ranks=2, zero_stage=0)
+    states = next(newest.glob("*model_states.pt"))
+    whole = states.read_bytes()
+    states.write_bytes(whole[: len(whole) // 2])
+    try:
+        with pytest.raises(UserError, match=r"checkpoint is cut short: .*model_states.pt has \d+ of \d+ bytes; delete"):
+            check_checkpoint(newest, ranks=1, zero_stage=0)
+    finally:
+        states.write_bytes(whole)

@@ -1,0 +1,185 @@
+"""Tiny recipes, random batches, and features whose tensors are given: what the tests of the losses share."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vlp.data.batch import Batch, DataNeeds, Prompts
+from vlp.data.tokens import END, PAD, START
+from vlp.models.model import VisionLanguageModel
+from vlp.objectives.features import Features
+from vlp.recipe import Recipe, load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+TINY = [
+    "model.embed_dim=16",
+    "model.vision={image_size: 32, patch_size: 16, width: 32, depth: 2, heads: 2}",
+    "model.text={width: 24, layers: 2, heads: 2, context_length: 77}",
+    "model.decoder={layers: 2, heads: 2}",
+    "model.logit_bias=-2",
+    "data.streams=1",
+    "data.views={global_count: 2, local_count: 2, local_size: 16}",
+    "train.batch_size=12",
+    "engine={zero_stage: 0, precision: float32}",
+]
+POOLED = "model.pooling={heads: 4}"
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> Callable[..., Recipe]:
+    """A shipped recipe at a size for tests, with overrides."""
+
+    def make(name: str, *overrides: str) -> Recipe:
+        pooling = [] if name == "flair" else [POOLED]
+        return load_recipe(RECIPES / f"{name}.yaml", [*TINY, *pooling, *overrides], world_size=1)
+
+    return make
+
+
+def pad_rows(rows: Sequence[Sequence[int]], length: int) -> Tensor:
+    return torch.tensor([[*row, *[PAD] * (length - len(row))] for row in rows], dtype=torch.int64).view(-1, length)
+
+
+@pytest.fixture(scope="session")
+def caption_ids() -> Callable[[list[list[int]]], Tensor]:
+    """[T, L] from the inner ids of each caption: start and end token around them, padding behind."""
+
+    def make(inner: list[list[int]]) -> Tensor:
+        return pad_rows([[START, *ids, END] for ids in inner], max(map(len, inner)) + 2)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_batch() -> Callable[..., Batch]:
+    """A batch for `needs`: captions of uneven lengths (the first one empty), prompts whose pad column varies by
+    task, every second image with views. `without` names tasks that have no sample."""
+
+    def make(
+        needs: DataNeeds,
+        recipe: Recipe,
+        images: int = 5,
+        seed: int = 0,
+        without: Sequence[str] = (),
+        view_rows: Sequence[int] | None = None,
+        first_index: int = 0,
+    ) -> Batch:
+        rng = torch.Generator().manual_seed(seed)
+
+        def number(low: int, high: int) -> int:
+            return int(torch.randint(low, high, (1,), generator=rng))
+
+        def ids(count: int) -> list[int]:
+            return torch.randint(1, 60, (count,), generator=rng).tolist()  # few different ones, so that they repeat
+
+        def pixels(*shape: int) -> Tensor:
+            return torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng)
+
+        size = recipe.model.vision.image_size
+        batch = Batch(
+            index_B=torch.arange(first_index, first_index + images), images_B3HW=pixels(images, 3, size, size)
+        )
+        for request in needs.captions:
+            texts = [ids(number(0, 11)) if i else [] for i in range(images * request.count)]
+            rows = pad_rows([[START, *text, END] for text in texts], 16)
+            batch.captions[request.name] = rows.view(images, request.count, -1)
+        for place, request in enumerate(needs.tasks):
+            rows, starts, heads = [], [], []
+            for row in range(0 if request.task in without else images):
+                prompt, answer = ids(number(1, 5)), ids(number(0, 6))
+                rows.append([START, *prompt, *answer, END])
+                starts.append(1 + len(prompt))
+                heads.append(row)
+            batch.prompts[request.task] = Prompts(
+                pad_rows(rows, 16 + 8 * (place % 2)),
+                torch.tensor(starts, dtype=torch.int64),
+                torch.tensor(heads, dtype=torch.int64),
+            )
+        if needs.view_share:
+            rows = list(range(0, images, 2) if view_rows is None else view_rows)
+            views = recipe.views
+            batch.view_rows_b = torch.tensor(rows, dtype=torch.int64)
+            batch.global_views_bG3HW = pixels(len(rows), views.global_count, 3, views.global_size, views.global_size)
+            batch.local_views_bV3HW = pixels(len(rows), views.local_count, 3, views.local_size, views.local_size)
+        return batch
+
+    return make
+
+
+class Given(Features):
+    """Features of `own` images out of all, whose tensors are given instead of computed."""
+
+    image_tokens = image_embeds = patch_embeds = student_views = teacher_views = None
+    index_everywhere = images_everywhere = None
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        name: str,
+        texts_GKD: Tensor,
+        own: Sequence[int] | None = None,
+        index: Sequence[int] | None = None,
+        seed: int = 0,
+        step: int = 0,
+        teacher: VisionLanguageModel | None = None,
+        **tensors,
+    ):
+        own = torch.arange(len(texts_GKD)) if own is None else torch.tensor(own)
+        index_G = torch.arange(len(texts_GKD)) if index is None else torch.tensor(index)
+        batch = tensors.pop("batch", None) or Batch(index_B=index_G[own])
+        super().__init__(model, teacher, batch, frozenset({name}), seed, step)
+        self.index_everywhere = index_G
+        self._given_texts = {name: texts_GKD}
+        self._given_own = own
+        if "images_GD" in tensors:
+            self.images_everywhere = tensors.pop("images_GD")
+            self.image_embeds = self.images_everywhere[own]
+        if "patches_GPD" in tensors:
+            self.patch_embeds = tensors.pop("patches_GPD")[own]
+        for attribute, tensor in tensors.items():
+            assert hasattr(Given, attribute), attribute
+            setattr(self, attribute, tensor)
+
+    def texts(self, name: str) -> Tensor:
+        return self._given_texts[name][self._given_own]
+
+    def texts_everywhere(self, name: str) -> Tensor:
+        return self._given_texts[name]
+
+
+@pytest.fixture(scope="session")
+def given() -> type[Given]:
+    return Given
+
+
+@pytest.fixture(scope="session")
+def compare() -> Callable[..., None]:
+    """Two float64 scalars and their gradients with respect to `leaves` are equal."""
+
+    def check(ours: Tensor, naive: Tensor, leaves: Sequence[Tensor], value: float = 1e-10, slope: float = 1e-9) -> None:
+        assert ours.dtype == naive.dtype == torch.float64
+        ours, naive = ours.reshape(()), naive.reshape(())
+        torch.testing.assert_close(ours, naive, rtol=value, atol=value)
+        if not leaves:
+            return
+        first = torch.autograd.grad(ours, leaves, retain_graph=True, allow_unused=True)
+        second = torch.autograd.grad(naive, leaves, retain_graph=True, allow_unused=True)
+        for leaf, one, other in zip(leaves, first, second, strict=True):
+            one, other = (torch.zeros_like(leaf) if part is None else part for part in (one, other))
+            torch.testing.assert_close(one, other, rtol=slope, atol=slope)
+
+    return check
+
+
+def _leaf(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    rng = torch.Generator().manual_seed(1000 * seed + sum(shape))
+    return (scale * torch.randn(*shape, generator=rng, dtype=torch.float64)).requires_grad_()
+
+
+@pytest.fixture(scope="session")
+def leaf() -> Callable[..., Tensor]:
+    """A random float64 tensor that wants a gradient."""
+    return _leaf

@@ -1,0 +1,252 @@
+"""Decoding against one prompt at a time without padding, and what the decoder cannot see."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import example, settings
+from hypothesis import given as over
+from hypothesis import strategies as st
+from torch import Tensor
+
+import vlp.models.decoder as decoder_module
+from vlp.data.batch import Batch, Prompts
+from vlp.data.prompts import encode_prompt
+from vlp.data.tokens import END, PAD, START
+from vlp.models.model import VisionLanguageModel
+from vlp.objectives.decoding import Decoding, answer_tokens
+from vlp.objectives.features import Features
+
+TASKS = ("caption", "referring", "grounded", "vqa")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_recipe) -> VisionLanguageModel:
+    torch.manual_seed(0)
+    modules = {"image_projection", "patch_projection", "text", "decoder"}
+    return VisionLanguageModel(tiny_recipe("goldiclip"), modules).double()
+
+
+def prompts_of(rows: list[tuple[list[int], list[int]]], images: list[int], padding: int = 2) -> Prompts:
+    """From (prompt ids, answer ids) of each row."""
+    sequences = [[START, *prompt, *answer, END] for prompt, answer in rows]
+    length = max(map(len, sequences), default=1) + padding
+    ids = torch.tensor([[*ids, *[PAD] * (length - len(ids))] for ids in sequences], dtype=torch.int64)
+    starts = torch.tensor([1 + len(prompt) for prompt, _ in rows], dtype=torch.int64)
+    return Prompts(ids.view(-1, length), starts, torch.tensor(images, dtype=torch.int64))
+
+
+# ---- naive decoder, written from METHOD.md ----------------------------------------------------------------------
+
+
+def naive_attention(module, x_LD: Tensor, context_PD: Tensor | None) -> Tensor:
+    """Position l looks at positions 0..l of itself, or at all of the context; loops over positions and heads."""
+    source = x_LD if context_PD is None else context_PD
+    width = x_LD.shape[-1]
+    keys_values = module.key_value(source)
+    keys, values, queries = keys_values[:, :width], keys_values[:, width:], module.query(x_LD)
+    size, rows = width // module.heads, []
+    for position, query in enumerate(queries):
+        seen = position + 1 if context_PD is None else len(source)
+        heads = []
+        for start in range(0, width, size):
+            part = slice(start, start + size)
+            weights = [((query[part] * keys[k, part]).sum() / math.sqrt(size)).exp() for k in range(seen)]
+            heads.append(sum(w * values[k, part] for k, w in enumerate(weights)) / sum(weights))
+        rows.append(torch.cat(heads))
+    return module.output(torch.stack(rows))
+
+
+def naive_losses(model: VisionLanguageModel, prompt: list[int], answer: list[int], patches_PD: Tensor) -> list[Tensor]:
+    """NLL of each answer token and of the end token, from the ids before it alone."""
+    ids = [START, *prompt, *answer, END]
+    x_LD = model.decoder.input(model.text(torch.tensor([ids]))[0][0])
+    for block in model.decoder.blocks:
+        x_LD = x_LD + naive_attention(block.self_attention, block.norm_self(x_LD), None)
+        x_LD = x_LD + naive_attention(block.cross_attention, block.norm_cross(x_LD), patches_PD)
+        x_LD = x_LD + block.mlp(block.norm_mlp(x_LD))
+    logits_LV = model.decoder.head(model.decoder.norm(x_LD))
+    losses = []
+    for position in range(1 + len(prompt), len(ids)):  # labels shifted: predicted one position earlier
+        logits_V = logits_LV[position - 1]
+        losses.append(torch.log(logits_V.exp().sum()) - logits_V[ids[position]])
+    return losses
+
+
+def run(model: VisionLanguageModel, prompts: dict[str, Prompts], patches_BPD: Tensor) -> dict[str, Tensor]:
+    features = Features(model, None, Batch(torch.arange(len(patches_BPD)), prompts=prompts), frozenset(), 0, 0)
+    features.patch_embeds = patches_BPD
+    return features.answer_losses
+
+
+ROWS = {
+    "caption": [([5, 6], [7, 8, 9]), ([5, 6], [4])],
+    "referring": [([1], [])],  # an empty answer: the end token alone
+    "grounded": [([3, 3, 3], [0, 2, 0])],  # id 0 is a byte of "!", not only padding
+    "vqa": [([9], [8]), ([9, 8], [7, 6, 5, 4, 3]), ([2], [2, 2])],
+}
+IMAGES = {"caption": [2, 0], "referring": [1], "grounded": [1], "vqa": [0, 1, 2]}
+
+
+# ---- values and gradients ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tasks", [TASKS, ("referring",), ("vqa", "caption")])
+@pytest.mark.parametrize("patches", [1, 4])
+def test_loss(tasks, patches, model, tiny_recipe, leaf, compare) -> None:
+    tokens = leaf(3, patches, 16, seed=1)
+    prompts = {task: prompts_of(ROWS[task], IMAGES[task], padding=3 * place) for place, task in enumerate(tasks)}
+    features = Features(model, None, Batch(torch.arange(3), prompts=prompts), frozenset(), 0, 0)
+    features.patch_embeds = tokens
+    recipe = tiny_recipe("goldiclip")
+    leaves = [tokens, model.text.positional_embedding, *model.decoder.parameters()]
+    for task in tasks:
+        objective = Decoding(recipe, recipe.objectives[task], model)
+        totals = objective.counts(features.batch)
+        rows = list(zip(ROWS[task], IMAGES[task], strict=True))
+        naive = [loss for (texts, image) in rows for loss in naive_losses(model, *texts, tokens[image])]
+        assert totals["present"] == len(naive) == sum(len(answer) + 1 for _, answer in ROWS[task])
+        compare(objective(features, totals).loss, sum(naive) / len(naive), leaves)
+
+
+def test_shares_add_up(model, tiny_recipe, leaf, compare) -> None:
+    """Micro-batches of one image each, with different numbers of answer tokens; one has none of the task."""
+    recipe, tokens = tiny_recipe("goldiclip"), leaf(4, 2, 16, seed=2)
+    objective = Decoding(recipe, recipe.objectives["vqa"], model)
+    whole = Batch(torch.arange(4), prompts={"vqa": prompts_of(ROWS["vqa"], IMAGES["vqa"])})
+    totals = objective.counts(whole)
+    features = Features(model, None, whole, frozenset(), 0, 0)
+    features.patch_embeds = tokens
+    shares, counted = [], 0
+    for image in range(4):
+        chosen = [row for row, of in zip(ROWS["vqa"], IMAGES["vqa"], strict=True) if of == image]
+        part = Batch(torch.tensor([image]), prompts={"vqa": prompts_of(chosen, [0] * len(chosen))})
+        counted += objective.counts(part)["present"]
+        split = Features(model, None, part, frozenset(), 0, 0)
+        split.patch_embeds = tokens[image : image + 1]
+        shares.append(objective(split, totals).loss)
+    assert counted == totals["present"]
+    assert shares[3] == 0
+    compare(sum(shares), objective(features, totals).loss, [tokens, *model.decoder.parameters()])
+
+
+# ---- which ids are predicted ------------------------------------------------------------------------------------
+
+ids_list = st.lists(st.integers(0, START - 1) | st.just(0), max_size=8)
+
+
+@over(prompt=ids_list, answer=ids_list, padding=st.integers(0, 9))
+@settings(max_examples=150, deadline=None)
+def test_answers_are_from_the_first_answer_id_to_the_end_token(prompt, answer, padding) -> None:
+    prompts = prompts_of([(prompt, answer)], [0], padding)
+    expected = [False] * (1 + len(prompt)) + [True] * (len(answer) + 1) + [False] * padding
+    assert answer_tokens(prompts)[0].tolist() == expected
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="<>"), max_size=60)
+
+
+@over(prompt=texts, answer=texts, context=st.integers(3, 24))
+@example(prompt="a", answer="!?!?!? and more words than fit", context=6)  # "!?!?!?" begins with id 0
+@settings(max_examples=100, deadline=None)
+def test_truncated_prompts(prompt: str, answer: str, context: int) -> None:
+    """What does not fit is cut: answer tokens that are left are predicted, prompt and padding never are."""
+    ids, start = encode_prompt(prompt, answer, context)
+    assert len(ids) <= context
+    padded = torch.tensor([[*ids, *[PAD] * (context - len(ids))]])
+    chosen = answer_tokens(Prompts(padded, torch.tensor([start]), torch.tensor([0])))[0].nonzero().flatten().tolist()
+    if start >= len(ids):  # the prompt alone fills the context
+        assert chosen == []
+    else:
+        assert chosen == list(range(start, len(ids)))
+
+
+def test_a_task_whose_prompts_are_all_cut_off(model, tiny_recipe, leaf) -> None:
+    """Prompts as long as the context leave no answer token anywhere: zero loss, finite gradients."""
+    recipe, tokens = tiny_recipe("goldiclip"), leaf(2, 2, 16, seed=3)
+    cut = Prompts(torch.tensor([[START, *range(5, 17)]]), torch.tensor([13]), torch.tensor([1]))
+    objective = Decoding(recipe, recipe.objectives["vqa"], model)
+    for others in ({}, {"caption": prompts_of(ROWS["caption"], [0, 1])}):
+        batch = Batch(torch.arange(2), prompts={"vqa": cut, **others})
+        totals = objective.counts(batch)
+        assert totals["present"] == 0
+        features = Features(model, None, batch, frozenset(), 0, 0)
+        features.patch_embeds = tokens
+        loss = objective(features, totals).loss
+        assert loss == 0
+        (gradient,) = torch.autograd.grad(loss, tokens)
+        assert not gradient.any()
+
+
+def test_a_task_without_samples_gives_zero_and_leaves_the_others_alone(model, tiny_recipe, leaf) -> None:
+    recipe, tokens = tiny_recipe("goldiclip"), leaf(3, 2, 16, seed=4)
+    empty = Prompts(torch.zeros(0, 8, dtype=torch.int64), *(torch.zeros(0, dtype=torch.int64) for _ in range(2)))
+    full = {task: prompts_of(ROWS[task], IMAGES[task]) for task in TASKS}
+    alone = run(model, {task: full[task] for task in TASKS if task != "grounded"}, tokens)
+    partly = run(model, full | {"grounded": empty}, tokens)
+    for task in alone:
+        torch.testing.assert_close(partly[task], alone[task], rtol=1e-12, atol=1e-12)
+    assert not partly["grounded"].any()
+
+    objective = Decoding(recipe, recipe.objectives["grounded"], model)
+    batch = Batch(torch.arange(3), prompts=dict.fromkeys(TASKS, empty))
+    totals = objective.counts(batch)
+    assert totals["present"] == 0
+    features = Features(model, None, batch, frozenset(), 0, 0)
+    features.patch_embeds = tokens
+    loss = objective(features, totals).loss
+    assert loss == 0
+    gradients = torch.autograd.grad(loss, [tokens, *model.decoder.parameters(), model.text.positional_embedding])
+    assert not any(gradient.any() for gradient in gradients)  # every module ran, none learns from the placeholder
+
+
+# ---- leakage ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hidden(monkeypatch) -> SimpleNamespace:
+    """What each answer token is predicted from, as the loss receives it."""
+    seen, original = SimpleNamespace(hidden_AD=None), decoder_module.token_losses
+
+    def spy(hidden_AD: Tensor, head_VD: Tensor, ids_A: Tensor) -> Tensor:
+        seen.hidden_AD = hidden_AD.detach().clone()
+        return original(hidden_AD, head_VD, ids_A)
+
+    monkeypatch.setattr(decoder_module, "token_losses", spy)
+    return seen
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_the_decoder_does_not_see_the_token_it_predicts(place: int, model, leaf, hidden) -> None:
+    """Another answer id at `place` (through text tower and decoder): what the ids up to it are predicted from stays,
+    what comes after changes; the loss at `place` changes as another label under the same logits."""
+    tokens, answer = leaf(1, 3, 16, seed=5), [11, 12, 13, 14, 15]
+    before = run(model, {"vqa": prompts_of([([7, 8], answer)], [0])}, tokens)["vqa"]
+    hidden_before = hidden.hidden_AD
+    changed = [*answer[:place], 4321, *answer[place + 1 :]]
+    after = run(model, {"vqa": prompts_of([([7, 8], changed)], [0])}, tokens)["vqa"]
+    same = slice(0, place + 1)
+    torch.testing.assert_close(hidden.hidden_AD[same], hidden_before[same], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(after[:place], before[:place], rtol=1e-12, atol=1e-12)
+    log_softmax_V = torch.log_softmax(model.decoder.head(hidden_before[place]), -1)
+    torch.testing.assert_close(after[place], -log_softmax_V[4321], rtol=1e-10, atol=1e-10)
+    assert (hidden.hidden_AD[place + 1 :] - hidden_before[place + 1 :]).abs().amax(1).min() > 1e-6
+
+
+def test_prompt_and_padding_carry_no_loss_but_the_prompt_matters(model, leaf, hidden) -> None:
+    tokens = leaf(1, 3, 16, seed=6)
+    short = run(model, {"vqa": prompts_of([([7, 8], [9])], [0], padding=0)}, tokens)["vqa"]
+    long = run(model, {"vqa": prompts_of([([7, 8], [9])], [0], padding=11)}, tokens)["vqa"]
+    other = run(model, {"vqa": prompts_of([([7, 5], [9])], [0])}, tokens)["vqa"]
+    assert short.shape == (2,)
+    torch.testing.assert_close(short, long, rtol=1e-12, atol=1e-12)
+    assert (short - other).abs().min() > 1e-8
+
+
+def test_each_prompt_reads_its_own_image(model, leaf) -> None:
+    tokens = leaf(3, 2, 16, seed=7)
+    losses = run(model, {"vqa": prompts_of([([7], [9])] * 2, [2, 0])}, tokens)["vqa"].view(2, 2)
+    for row, image in enumerate([2, 0]):
+        (gradient,) = torch.autograd.grad(losses[row].sum(), tokens, retain_graph=True)
+        assert gradient.flatten(1).any(1).tolist() == [i == image for i in range(3)]
