@@ -8,6 +8,9 @@ from difflib import get_close_matches
 class UserError(Exception):
     """A mistake in what the user gave. The message is one line: what was given, what is allowed, what to do."""
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))
+
 
 def nearest(given: str, allowed: list[str]) -> str:
     """`; did you mean 'x'?` for the closest allowed word, else an empty string."""
@@ -20,7 +23,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     try:
         code = main()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -7,14 +7,17 @@ composed as scale < `extends` < recipe < `key=value` overrides; the last one win
 import functools
 import operator
 import os
+import uuid
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import timm
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from vlp.errors import UserError, nearest
 from vlp.objectives import REGISTRY
+from vlp.objectives.interface import Needs
 from vlp.settings import (
     DataSettings,
     EngineSettings,
@@ -23,6 +26,7 @@ from vlp.settings import (
     RunSettings,
     Section,
     TrainSettings,
+    ViewSettings,
 )
 
 SHIPPED_RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -37,7 +41,7 @@ class Recipe(Section):
     name: str
     scale: str
     objectives: dict[str, AnyObjective] = Field(min_length=1)
-    balance: str = Field("fixed", pattern="^(fixed|uncertainty)$", description="fixed or uncertainty")
+    balance: Literal["fixed", "uncertainty"] = "fixed"
     run: RunSettings = RunSettings()
     train: TrainSettings = TrainSettings()
     data: DataSettings = DataSettings()
@@ -50,8 +54,8 @@ class Recipe(Section):
         return Path(self.run.dir or f"runs/{self.name}-{self.scale}")
 
     @property
-    def views(self):
-        """The distillation views with their sizes filled in."""
+    def views(self) -> ViewSettings:
+        """The distillation views with their sizes filled in, for recipes whose objectives read views."""
         size = self.data.views.global_size or self.model.vision.image_size
         return self.data.views.model_copy(update={"global_size": size})
 
@@ -73,15 +77,20 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, world_size
     path = Path(path)
     own = _with_parents(path)
     changes = [_parse_override(text) for text in overrides or []]
-    scale = next((value for key, value in reversed(changes) if key == ["scale"]), own.get("scale", "demo"))
-    layers = [own] if own.pop("resolved", False) and scale == own.get("scale") else [_load_scale(scale, path), own]
+    resolved, own_scale = own.pop("resolved", False), own.get("scale", "demo")
+    scale = next((value for key, value in reversed(changes) if key == ["scale"]), own_scale)
+    if resolved and scale != own_scale:
+        raise UserError(
+            f"{path}: scale: given '{scale}', but this is a run's recipe, all of scale '{own_scale}' written out; "
+            "give the recipe that the run was made from"
+        )
     merged: dict[str, Any] = {"name": path.stem}
-    for layer in layers:
+    for layer in [own] if resolved else [_load_scale(scale, path), own]:
         merged = merge(merged, layer)
     for key, value in changes:
         merged = merge(merged, _nest(key, value))
     merged["scale"] = Path(str(scale)).stem
-    merged = _apply_objective_defaults(merged)
+    merged = _apply_objective_defaults(merged, path)
     try:
         recipe = Recipe.model_validate(merged)
     except ValidationError as error:
@@ -92,86 +101,140 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, world_size
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe; `load_recipe` on it gives an equal one."""
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # every rank writes, each its own
     partial.write_text("resolved: true\n" + recipe.to_yaml())
     os.replace(partial, path)
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `change` over it, mappings merged key by key; an objective set to null is removed."""
+    """`base` with `change` over it, mappings merged key by key; null removes an objective that `base` has."""
     merged = dict(base)
     for key, value in change.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge(merged[key], value)
+            below, merged[key] = merged[key], merge(merged[key], value)
+            if key == "objectives":
+                merged[key] = {k: spec for k, spec in merged[key].items() if spec is not None or below.get(k) is None}
         else:
             merged[key] = value
-    if isinstance(merged.get("objectives"), dict):
-        merged["objectives"] = {name: spec for name, spec in merged["objectives"].items() if spec is not None}
     return merged
 
 
 def check(recipe: Recipe, path: Path, world_size: int) -> None:
     """What one key alone cannot show. Raises `UserError`."""
-    batch, streams = recipe.train.batch_size, recipe.data.streams
-    pieces = streams * recipe.train.accumulation
+    try:
+        _check_split(recipe, world_size)
+        _check_towers(recipe, _check_objectives(recipe))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _check_split(recipe: Recipe, world_size: int) -> None:
+    batch, streams, accumulation = recipe.train.batch_size, recipe.data.streams, recipe.train.accumulation
     if streams % world_size:
-        raise UserError(
-            f"{path}: data.streams: {streams} does not divide over {world_size} ranks; "
-            f"allowed are multiples of {world_size}"
+        raise ValueError(
+            f"data.streams: {streams} does not divide over {world_size} ranks; allowed are multiples of {world_size}"
         )
+    pieces = streams * accumulation
     if batch % pieces:
-        raise UserError(
-            f"{path}: train.batch_size: {batch} does not divide over data.streams={streams} x "
-            f"train.accumulation={recipe.train.accumulation}; the nearest that does is "
-            f"{max(1, round(batch / pieces)) * pieces}"
+        raise ValueError(
+            f"train.batch_size: {batch} does not divide over data.streams={streams} x train.accumulation="
+            f"{accumulation}; the nearest that does is {max(1, (batch + pieces // 2) // pieces) * pieces}"
         )
-    vision = recipe.model.vision
-    if vision.patch_size and vision.image_size % vision.patch_size:
-        raise UserError(
-            f"{path}: model.vision.image_size: {vision.image_size} is not a multiple of patch_size={vision.patch_size}"
-        )
+
+
+def _check_objectives(recipe: Recipe) -> Needs:
+    """What the objectives read together, once nothing of it is missing."""
+    needs = Needs()
     for name, settings in recipe.objectives.items():
+        objective = REGISTRY[settings.type]
         try:
-            REGISTRY[settings.type].check(recipe, settings)
+            if recipe.train.accumulation > 1 and not objective.splits_batch:
+                raise ValueError(
+                    f"{settings.type} contrasts the whole batch, which train.accumulation={recipe.train.accumulation} "
+                    "splits; set it to 1, with a smaller train.batch_size or more ranks"
+                )
+            objective.check(recipe, settings)
+            own = objective.needs(recipe, settings)
+            for request in own.data.captions:
+                if not any(getattr(recipe.data.fields, field) for field in request.fields):
+                    raise ValueError(
+                        f"captions: {request.kind} reads data.fields.{request.fields[-1]}, which is null; "
+                        "name the key that holds them"
+                    )
         except ValueError as error:
-            raise UserError(f"{path}: objectives.{name}: {error}") from None
+            raise ValueError(f"objectives.{name}: {error}") from None
+        needs |= own
+    return needs
+
+
+def _check_towers(recipe: Recipe, needs: Needs) -> None:
+    model, vision = recipe.model, recipe.model.vision
+    transformers = timm.list_models(module="vision_transformer")
+    if vision.name.split(".")[0] not in transformers:
+        raise ValueError(
+            f"model.vision.name: timm has no vision transformer '{vision.name}'{nearest(vision.name, transformers)}"
+        )
+    sizes = {"model.vision.image_size": vision.image_size}
+    if needs.data.view_share:
+        views = recipe.views
+        sizes |= {"data.views.global_size": views.global_size, "data.views.local_size": views.local_size}
+    for key, size in sizes.items():
+        if vision.patch_size and size % vision.patch_size:
+            raise ValueError(f"{key}: {size} is not a multiple of model.vision.patch_size={vision.patch_size}")
+    heads = [("model.vision.width", vision.width, "model.vision.heads", vision.heads)]
+    if "text" in needs.modules:
+        heads += [("model.text.width", model.text.width, "model.text.heads", model.text.heads)]
+    for module in {"pooling", "decoder"} & needs.modules:
+        heads += [("model.embed_dim", model.embed_dim, f"model.{module}.heads", getattr(model, module).heads)]
+    for width_key, width, heads_key, count in heads:
+        if width and count and width % count:
+            raise ValueError(f"{heads_key}: {width_key}={width} does not divide over {count} heads")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except OSError as error:
         siblings = [str(file) for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         shipped = ", ".join(sorted(file.stem for file in SHIPPED_RECIPES.glob("*.yaml")))
         raise UserError(
-            f"no recipe at {path}{nearest(str(path), siblings)}; shipped are recipes/*.yaml: {shipped}"
+            f"no recipe at {path} ({error.strerror}){nearest(str(path), siblings)}; "
+            f"shipped are recipes/*.yaml: {shipped}"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; this file holds {content!r:.40}")
     return content
 
 
-def _with_parents(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _with_parents(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
     content = _read_yaml(path)
     parent = content.pop("extends", None)
     if parent is None:
         return content
-    parent_path = path.parent / parent
-    if parent_path in seen:
-        raise UserError(f"{path}: extends: {parent} extends this recipe in turn; remove one of the two")
-    return merge(_with_parents(parent_path, (*seen, path)), content)
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: extends: given {parent!r:.80}; the path of one recipe belongs here")
+    parent_path, children = path.parent / parent, (*children, path.resolve())
+    if parent_path.resolve() in children:
+        raise UserError(f"{path}: extends: {parent} is this recipe or extends it in turn; remove one of the two lines")
+    if not parent_path.is_file():
+        siblings = [file.name for file in path.parent.glob("*.yaml") if file != path]
+        raise UserError(f"{path}: extends: no recipe at {parent_path}{nearest(parent, siblings)}")
+    return merge(_with_parents(parent_path, children), content)
 
 
-def _load_scale(scale: str, recipe_path: Path) -> dict[str, Any]:
+def _load_scale(scale: Any, recipe_path: Path) -> dict[str, Any]:
     folders = [recipe_path.parent / "scales", SHIPPED_RECIPES / "scales"]
     candidates = [Path(str(scale))] + [folder / f"{scale}.yaml" for folder in folders]
     for candidate in candidates:
-        if candidate.suffix == ".yaml" and candidate.is_file():
+        if candidate.suffix == ".yaml" and os.path.isfile(candidate):
             return _with_parents(candidate)
     names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-    raise UserError(f"{recipe_path}: scale: no scale '{scale}'; allowed are {', '.join(names)}, or the path of a YAML")
+    raise UserError(
+        f"{recipe_path}: scale: no scale '{scale}'{nearest(str(scale), names)}; "
+        f"allowed are {', '.join(names)}, or the path of a YAML"
+    )
 
 
 def _parse_override(text: str) -> tuple[list[str], Any]:
@@ -180,7 +243,7 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
         raise UserError(f"override '{text}' is not of the form dotted.key=value, as in train.steps=20")
     try:
         return key.split("."), yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"override '{text}': the value is not YAML: {error}") from None
 
 
@@ -190,55 +253,83 @@ def _nest(keys: list[str], value: Any) -> dict[str, Any]:
     return value
 
 
-def _apply_objective_defaults(merged: dict[str, Any]) -> dict[str, Any]:
-    """A scale's `objective_defaults: {TYPE: {...}}` lies under every objective of that type."""
-    defaults = merged.pop("objective_defaults", {})
-    for kind in defaults:
+def _apply_objective_defaults(merged: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`objective_defaults: {TYPE: {...}}`, as a scale has them, lies under every objective of that type."""
+    defaults = merged.pop("objective_defaults", None)
+    for kind, values in _mapping(defaults, f"{path}: objective_defaults").items():
         if kind not in REGISTRY:
             raise UserError(
-                f"scale '{merged['scale']}': objective_defaults: no objective type '{kind}'"
-                f"{nearest(kind, list(REGISTRY))}"
+                f"{path}: objective_defaults: no objective type '{kind}'{nearest(str(kind), list(REGISTRY))}; "
+                f"allowed are {', '.join(REGISTRY)}"
             )
+        allowed = [key for key in REGISTRY[kind].Settings.model_fields if key != "type"]
+        for key in _mapping(values, f"{path}: objective_defaults.{kind}"):
+            if key not in allowed:
+                raise UserError(
+                    f"{path}: unknown key 'objective_defaults.{kind}.{key}'{nearest(str(key), allowed)}; "
+                    f"allowed there are {', '.join(allowed)}"
+                )
     objectives = merged.get("objectives")
-    if isinstance(objectives, dict):
+    if defaults and isinstance(objectives, dict):
         merged["objectives"] = {
-            name: merge(defaults.get(spec.get("type"), {}), spec) if isinstance(spec, dict) else spec
+            name: merge(defaults.get(str(spec.get("type"))) or {}, spec) if isinstance(spec, dict) else spec
             for name, spec in objectives.items()
         }
     return merged
 
 
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{where}: given {value!r:.80}; a mapping of keys to values belongs here")
+    return value or {}
+
+
 def _explain(error: ValidationError, given: dict[str, Any]) -> str:
-    """One line for the first mistake: the key, what was given, what is allowed."""
-    first = error.errors()[0]
-    keys = [str(part) for part in first["loc"]]
-    if len(keys) > 2 and keys[0] == "objectives" and keys[2] in REGISTRY:
-        del keys[2]
-    dotted = ".".join(keys)
+    """One line for the first mistake: the key, what was given, what is allowed. A misspelt key comes before the
+    key that is missing because of it."""
+    first = min(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
+    keys, section = _locate(first["loc"])
     kind, value = first["type"], first.get("input")
+    if kind == "boolean":
+        keys, value = [*keys, first["ctx"]["key"]], first["ctx"]["value"]
+    dotted, allowed = ".".join(keys), list(section.model_fields)
     if kind == "extra_forbidden":
-        allowed = _allowed_keys(keys[:-1], given)
         return f"unknown key '{dotted}'{nearest(keys[-1], allowed)}; allowed there are {', '.join(allowed)}"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tag = value.get("type") if isinstance(value, dict) else value
+    if keys[:1] == ["objectives"] and len(keys) == 2 and not (isinstance(value, dict) and "type" in value):
+        others = [name for name in given["objectives"] if str(name) != keys[1]]
         return (
-            f"{dotted}.type: no objective '{tag}'{nearest(str(tag), list(REGISTRY))}; allowed are {', '.join(REGISTRY)}"
+            f"{dotted}: given {value!r:.80}, and there is no such objective to change or remove"
+            f"{nearest(keys[1], others)}; a new one needs a type: {', '.join(REGISTRY)}"
         )
+    if kind == "union_tag_invalid":
+        tag = str(value["type"])
+        return f"{dotted}.type: no objective '{tag}'{nearest(tag, list(REGISTRY))}; allowed are {', '.join(REGISTRY)}"
     if kind == "missing":
         return f"{dotted}: this key is missing; add it"
+    if kind in ("model_type", "dict_type"):
+        return f"{dotted}: given {value!r:.80}; a mapping of keys to values belongs here"
     reason = first["msg"].removeprefix("Value error, ")
+    if kind == "value_error" and isinstance(value, dict):  # about several keys of the section
+        return f"{dotted}: {reason}"
     return f"{dotted}: given {value!r:.80}; {reason[0].lower()}{reason[1:]}"
 
 
-def _allowed_keys(keys: list[str], given: dict[str, Any]) -> list[str]:
-    if keys[:1] == ["objectives"] and len(keys) > 1:
-        spec = given["objectives"][keys[1]]
-        section: type[BaseModel] = REGISTRY[spec["type"]].Settings
-        keys = keys[2:]
-    else:
-        section = Recipe
-    for key in keys:
-        annotation = section.model_fields[key].annotation
-        parts = getattr(annotation, "__args__", ()) or (annotation,)
-        section = next(part for part in parts if isinstance(part, type) and issubclass(part, BaseModel))
-    return list(section.model_fields)
+def _locate(location: tuple[int | str, ...]) -> tuple[list[str], type[Section]]:
+    """The key that pydantic's `location` lies in, without what follows inside its value, and the key's section."""
+    section: type[Section] = Recipe
+    keys, rest = [], [str(part) for part in location]
+    if rest[:1] == ["objectives"]:
+        keys, rest = rest[:2], rest[2:]
+        if len(rest) > 1:  # the objective's type, then a key of it
+            section, rest = REGISTRY[rest[0]].Settings, rest[1:]
+        else:
+            return keys, section
+    while rest:
+        keys.append(rest.pop(0))
+        field = section.model_fields.get(keys[-1])
+        parts = getattr(field.annotation, "__args__", (field.annotation,)) if field else ()
+        inner = next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), None)
+        if inner is None:
+            break
+        section = inner if rest else section
+    return keys, section

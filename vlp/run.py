@@ -37,8 +37,11 @@ def open_run(recipe: Recipe) -> Path:
                 "give another run.dir=, or delete that folder"
             )
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    save_recipe(recipe, stored)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_recipe(recipe, stored)
+    except OSError as error:
+        raise UserError(f"run.dir: cannot write {folder} ({error.strerror}); give another run.dir=") from None
     return folder
 
 

@@ -2,18 +2,39 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+
+def _is_ordered(ends: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < ends[0] <= ends[1] <= 1:
+        raise ValueError("two shares of the picture belong here, 0 < smallest <= largest <= 1")
+    return ends
+
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Range = Annotated[tuple[float, float], Field(description="lower and upper end")]
+Scale = Annotated[
+    tuple[float, float], AfterValidator(_is_ordered), Field(description="smallest and largest share of the picture")
+]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Deviation = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values: Any) -> Any:
+        """Python, and so pydantic, takes true for 1."""
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and key in cls.model_fields and cls.model_fields[key].annotation is not bool:
+                raise PydanticCustomError("boolean", "true and false do not belong here", {"key": key, "value": value})
+        return values
 
 
 class RunSettings(Section):
@@ -31,7 +52,7 @@ class TrainSettings(Section):
     seed: Count = 0
     learning_rate: float = Field(5e-4, gt=0)
     warmup_steps: Count = 500
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.98)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.2, ge=0)
     gradient_clip: float = Field(0.0, ge=0, description="largest global gradient norm; 0 clips nothing")
@@ -51,14 +72,14 @@ class FieldMap(Section):
 
 
 class ViewSettings(Section):
-    """Crops for self-distillation, METHOD.md choices C13 and C18. Sizes are side lengths in pixels."""
+    """Crops for self-distillation, docs/method.md choices C13 and C18. Sizes are side lengths in pixels."""
 
-    global_count: Annotated[int, Field(ge=1)] = 2
+    global_count: Positive = 2
     global_size: Positive | None = Field(None, description="the vision tower's input size when null")
-    global_scale: Range = (0.4, 1.0)
+    global_scale: Scale = (0.4, 1.0)
     local_count: Count = 6
     local_size: Positive = 96
-    local_scale: Range = (0.05, 0.4)
+    local_scale: Scale = (0.05, 0.4)
     flip: float = Field(0.5, ge=0, le=1)
 
 
@@ -72,11 +93,11 @@ class DataSettings(Section):
     workers: Count = Field(1, description="loader processes per rank; 0 reads in the training process")
     streams: Positive = Field(4, description="interleaved readers of the whole run; ranks times workers divide them")
     shuffle: Positive = Field(1000, description="samples in each stream's shuffle buffer")
-    crop_scale: Range = (0.9, 1.0)
+    crop_scale: Scale = (0.9, 1.0)
     views: ViewSettings | None = ViewSettings()
     box_score: float = Field(0.3, ge=0, le=1, description="regions below this score are not used (C25)")
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    std: tuple[Deviation, Deviation, Deviation] = (0.26862954, 0.26130258, 0.27577711)
 
 
 class VisionSettings(Section):
@@ -97,7 +118,7 @@ class TextSettings(Section):
     width: Positive = 512
     layers: Positive = 12
     heads: Positive = 8
-    context_length: Annotated[int, Field(ge=3)] = 77
+    context_length: Annotated[int, Field(ge=8)] = 77
 
 
 class PoolingSettings(Section):
@@ -126,7 +147,13 @@ class ModelSettings(Section):
     logit_scale: float = Field(1 / 0.07, gt=0, description="start of the learned scale (inverse temperature)")
     logit_scale_max: float = Field(100.0, gt=0)
     logit_bias: float = Field(-10.0, description="start of the sigmoid losses' learned bias")
-    teacher_momentum: float = Field(0.996, ge=0, lt=1)
+    teacher_momentum: Momentum = 0.996
+
+    @model_validator(mode="after")
+    def _starts_below_its_limit(self) -> "ModelSettings":
+        if self.logit_scale > self.logit_scale_max:
+            raise ValueError(f"logit_scale={self.logit_scale:g} is above logit_scale_max={self.logit_scale_max:g}")
+        return self
 
 
 class EngineSettings(Section):
@@ -135,7 +162,7 @@ class EngineSettings(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     precision: Literal["float32", "bf16"] = Field("bf16", description="bf16 is autocast over float32 weights")
     activation_checkpointing: bool = False
-    deepspeed: dict[str, Any] = Field({}, description="further DeepSpeed configuration, passed on as it stands")
+    deepspeed: dict[str, JsonValue] = Field({}, description="further DeepSpeed configuration, passed on as it stands")
 
     @field_validator("deepspeed")
     @classmethod
@@ -149,12 +176,18 @@ class EngineSettings(Section):
             "scheduler": "train.learning_rate and train.warmup_steps",
             "fp16": "engine.precision",
             "bf16": "engine.precision",
+            "bfloat16": "engine.precision",
+            "amp": "engine.precision",
             "torch_autocast": "engine.precision",
+            "steps_per_print": "train.log_every",
         }
         for key in config:
             if key in decided:
                 raise ValueError(f"'{key}' is decided by {decided[key]}; set that instead")
-        if "stage" in config.get("zero_optimization", {}):
+        zero = config.get("zero_optimization", {})
+        if not isinstance(zero, dict):
+            raise ValueError("'zero_optimization' is a mapping of keys to values")
+        if "stage" in zero:
             raise ValueError("'zero_optimization.stage' is decided by engine.zero_stage; set that instead")
         return config
 

@@ -91,7 +91,7 @@ def test_right_scores_give_100_and_wrong_ones_0() -> None:
 
 
 def test_a_patch_alone_without_sink_gives_the_same_for_every_text() -> None:
-    """With one key the softmax is 1: METHOD.md's identity that `patch_values` rests on."""
+    """With one key the softmax is 1: docs/method.md's identity that `patch_values` rests on."""
     torch.manual_seed(0)
     pooling = TextConditionedPooling(16, 4).double().requires_grad_(False)
     patches, texts = torch.randn(2, 3, 16).double(), torch.randn(1, 5, 16).double()

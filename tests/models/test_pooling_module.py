@@ -41,7 +41,7 @@ def test_equals_torch_attention_with_a_zero_key(images, texts, patches, pooling)
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
 def test_a_single_patch_without_sink_is_the_same_for_every_text(scale: float, pooling) -> None:
-    """METHOD.md 2, Segmentation: the softmax over one key is 1, whatever the query."""
+    """docs/method.md 2, Segmentation: the softmax over one key is 1, whatever the query."""
     patches = torch.randn(3, 5, 16, dtype=torch.float64)
     query = pooling.norm_query(scale * torch.randn(15, 1, 16, dtype=torch.float64))
     alone = patches.reshape(15, 1, 16)

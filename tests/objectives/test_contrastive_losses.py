@@ -14,7 +14,7 @@ from vlp.objectives.text_conditioned import TextConditionedSigmoid
 MODULES = {"image_projection", "patch_projection", "pooling", "text", "logit_scale", "logit_bias"}
 
 
-# ---- naive versions, written from METHOD.md ---------------------------------------------------------------------
+# ---- naive versions, written from docs/method.md ---------------------------------------------------------------------
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

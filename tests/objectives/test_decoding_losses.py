@@ -37,7 +37,7 @@ def prompts_of(rows: list[tuple[list[int], list[int]]], images: list[int], paddi
     return Prompts(ids.view(-1, length), starts, torch.tensor(images, dtype=torch.int64))
 
 
-# ---- naive decoder, written from METHOD.md ----------------------------------------------------------------------
+# ---- naive decoder, written from docs/method.md ----------------------------------------------------------------------
 
 
 def naive_attention(module, x_LD: Tensor, context_PD: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ from vlp.objectives.interface import Needs
 IMAGE = {"image_projection", "patch_projection", "pooling"}
 
 
-# ---- naive versions, written from METHOD.md ---------------------------------------------------------------------
+# ---- naive versions, written from docs/method.md ---------------------------------------------------------------------
 
 
 def naive_softmax(x: Tensor) -> Tensor:

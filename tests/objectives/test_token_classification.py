@@ -22,7 +22,7 @@ from vlp.objectives.classification import (
     static_idf,
 )
 
-# ---- naive versions, written from METHOD.md ---------------------------------------------------------------------
+# ---- naive versions, written from docs/method.md ---------------------------------------------------------------------
 
 
 def inner_ids(row: list[int]) -> list[int]:
@@ -185,7 +185,7 @@ def test_running_idf_is_the_references_recursion(superclip) -> None:
 
 
 def test_start_and_end_weigh_exactly_nothing_when_every_position_is_scattered() -> None:
-    """METHOD.md 1: the reference scatters all 77 ids; start and end token are in every caption, so their weight is
+    """docs/method.md 1: the reference scatters all 77 ids; start and end token are in every caption, so their weight is
     log(1) = 0 in every step, and padding's is too until some caption fills all positions."""
     counts, documents = torch.zeros(VOCABULARY, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     rng = torch.Generator().manual_seed(2)

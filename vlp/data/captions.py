@@ -10,7 +10,7 @@ import numpy as np
 from vlp.settings import FieldMap
 
 CaptionKind = Literal["raw", "short", "long", "any", "diverse"]
-_SENTENCE_END = re.compile(r"\n|</s>|\.(?=\s|$)")
+_SENTENCE_END = re.compile(r"\n|</s>|\.+(?=\s|</s>|$)")
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,14 @@ def read_captions(annotations: Mapping[str, Any], fields: FieldMap) -> dict[str,
         texts: list[str] = []
         for name in [names] if isinstance(names, str) else names:
             value = annotations.get(name)
-            texts += [value] if isinstance(value, str) else [v for v in value or [] if isinstance(v, str)]
-        captions[kind] = [text.strip() for text in texts if text.strip()]
+            values = value if isinstance(value, list) else [value]
+            texts += [text.strip() for text in values if isinstance(text, str) and text.strip()]
+        captions[kind] = texts
     return captions
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences without their full stop [METHOD.md 2, Captions]: split at newlines, `</s>` and full stops."""
+    """Sentences without their full stop [docs/method.md 2, Captions]: split at newlines, `</s>` and full stops."""
     return [sentence.strip() for sentence in _SENTENCE_END.split(text) if sentence.strip()]
 
 

@@ -10,14 +10,15 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vlp.data.batch import Batch, DataNeeds, join
-from vlp.data.sample import collate, make_sample
-from vlp.data.shards import BadSample, expand_shards, shuffled_shard
+from vlp.data.sample import Sample, collate, make_sample
+from vlp.data.shards import BadSample, expand_shards, shuffled_shard, top_reasons
 from vlp.errors import UserError
 from vlp.recipe import Recipe
 
@@ -36,19 +37,35 @@ class Loaded:
     skipped: Counter[str]
 
 
+@dataclass
+class Drawn:
+    """A stream's next usable sample, its number within the global batch, and as in `Loaded`."""
+
+    sample: Sample
+    number: int
+    position: Position
+    skipped: Counter[str]
+
+
 class StreamDataset(IterableDataset):
     """The parts of every micro-batch that this worker's streams fill. Made by `make_loader`."""
 
-    def __init__(self, shards, needs, recipe, streams, positions, step):
-        self.shards: list[str] = shards
-        self.needs: DataNeeds = needs
-        self.recipe: Recipe = recipe
-        self.streams: list[int] = streams
-        self.positions: dict[int, Position] = positions
-        self.step: int = step
+    def __init__(
+        self,
+        shards: list[str],
+        needs: DataNeeds,
+        recipe: Recipe,
+        streams: list[int],
+        positions: dict[int, Position],
+        step: int,
+    ):
+        self.shards, self.needs, self.recipe = shards, needs, recipe
+        self.streams, self.positions, self.step = streams, positions, step
+        self.each = recipe.train.batch_size // (recipe.train.accumulation * recipe.data.streams)
+        """Samples of each stream in a micro-batch."""
 
     def __iter__(self) -> Iterator[Loaded | UserError]:
-        torch.set_num_threads(1)
+        """A `UserError` is the last item: raised in a worker, it would arrive wrapped in that one's traceback."""
         worker = get_worker_info()
         streams = self.streams if worker is None else self.streams[worker.id :: worker.num_workers]
         try:
@@ -57,62 +74,60 @@ class StreamDataset(IterableDataset):
             yield error
 
     def _parts(self, streams: list[int]) -> Iterator[Loaded]:
-        train, total = self.recipe.train, self.recipe.data.streams
-        each = train.batch_size // (train.accumulation * total)
-        positions = {s: self.positions.get(s, START) for s in streams}
-        readers = {s: self._read(s, positions[s]) for s in streams}
-        step = self.step
+        readers = {stream: self._samples(stream) for stream in streams}
+        positions: dict[int, Position] = {}
         while True:
-            for micro in range(train.accumulation):
-                samples, index, skipped = [], [], Counter()
-                for s in streams:
-                    for j in range(each):
-                        number = (micro * each + j) * total + s
-                        while True:
-                            raw, positions[s] = next(readers[s])
-                            try:
-                                rng = np.random.default_rng(
-                                    (train.seed, positions[s][0], zlib.crc32(raw["__key__"].encode()))
-                                )
-                                samples.append(make_sample(raw, self.needs, self.recipe, step + number, rng))
-                            except BadSample as reason:
-                                skipped[str(reason)] += 1
-                                self._give_up_if_all_bad(s, positions[s], skipped)
-                                continue
-                            break
-                        index.append(number)
-                        skipped.update(f"no_{task}" for task in samples[-1].missing)
-                yield Loaded(collate(samples, index, self.needs, self.recipe), dict(positions), skipped)
-            step += 1
+            samples, numbers, skipped = [], [], Counter()
+            for stream, reader in readers.items():
+                for drawn in islice(reader, self.each):
+                    samples.append(drawn.sample)
+                    numbers.append(drawn.number)
+                    positions[stream] = drawn.position
+                    skipped.update(drawn.skipped)
+            yield Loaded(collate(samples, numbers, self.needs, self.recipe), dict(positions), skipped)
 
-    def _read(self, stream: int, position: Position):
+    def _samples(self, stream: int) -> Iterator[Drawn]:
+        """Endless; an epoch that is read from its begin to its end without a usable sample stops the run."""
+        train, streams = self.recipe.train, self.recipe.data.streams
+        start, drawn, skipped = self.positions.get(stream, START), 0, Counter()
+        while True:
+            epoch, drawn_before = start[0], drawn
+            for raw, position in self._epoch(stream, start):
+                step, place = divmod(drawn, self.each * train.accumulation)
+                number = place * streams + stream
+                rng = np.random.default_rng((train.seed, epoch, zlib.crc32(raw["__key__"].encode())))
+                try:
+                    sample = make_sample(raw, self.needs, self.recipe, self.step + step + number, rng)
+                except BadSample as reason:
+                    skipped[str(reason)] += 1
+                    continue
+                skipped.update(f"no_{task}" for task in sample.missing)
+                yield Drawn(sample, number, position, skipped)
+                drawn, skipped = drawn + 1, Counter()
+            if drawn == drawn_before and start == (epoch, 0, 0):
+                first, *more = (self.shards[shard] for shard in self._order(stream, epoch))
+                raise UserError(
+                    f"data.train: no usable sample in {first}{f' and {len(more)} more shards' if more else ''}: "
+                    f"{top_reasons(skipped) or 'they are empty'}; take them out, or name in data.fields what they hold"
+                )
+            start = (epoch + 1, 0, 0)
+
+    def _epoch(self, stream: int, position: Position) -> Iterator[tuple[dict[str, Any], Position]]:
+        """What is left of a stream's epoch: each raw sample with the position after it."""
         epoch, first, taken = position
-        seed = self.recipe.train.seed
-        while True:
-            order = np.random.default_rng((seed, epoch)).permutation(len(self.shards))[
-                stream :: self.recipe.data.streams
-            ]
-            for place in range(first, len(order)):
-                shard = self.shards[order[place]]
-                samples = shuffled_shard(shard, self.recipe.data.shuffle, (seed, epoch, int(order[place])))
-                for count, raw in enumerate(samples, start=1):
-                    if count > taken:
-                        yield raw, (epoch, place, count)
-                taken = 0
-            epoch, first = epoch + 1, 0
-            if epoch > position[0] + 1 and position == START and self._empty(stream):
-                raise UserError(f"data.train: the shards of stream {stream} hold no sample; check data.train")
+        seed, buffer = self.recipe.train.seed, self.recipe.data.shuffle
+        for place, shard in enumerate(self._order(stream, epoch)):
+            if place < first:
+                continue
+            already = taken if place == first else 0
+            samples = shuffled_shard(self.shards[shard], buffer, (seed, epoch, shard))
+            for count, raw in enumerate(islice(samples, already, None), start=already + 1):
+                yield raw, (epoch, place, count)
 
-    def _empty(self, stream: int) -> bool:
-        return all(
-            next(shuffled_shard(shard, 1, (0,)), None) is None
-            for shard in self.shards[stream :: self.recipe.data.streams]
-        )
-
-    def _give_up_if_all_bad(self, stream: int, position: Position, skipped: Counter[str]) -> None:
-        if position[0] > self.positions.get(stream, START)[0] + 1 and sum(skipped.values()) > 1000:
-            reasons = ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common(3))
-            raise UserError(f"data.train: no usable sample in a whole epoch of stream {stream}; reasons: {reasons}")
+    def _order(self, stream: int, epoch: int) -> list[int]:
+        """Which shards the stream reads in this epoch."""
+        order = np.random.default_rng((self.recipe.train.seed, epoch)).permutation(len(self.shards))
+        return order[stream :: self.recipe.data.streams].tolist()
 
 
 def make_loader(

@@ -1,12 +1,13 @@
 """A look at the first samples before training: which fields they have, and what was drawn of one."""
 
-from itertools import islice
+from collections import Counter
+from itertools import chain, islice
 
 import numpy as np
 
 from vlp.data.captions import read_captions, sample_captions
 from vlp.data.prompts import FIELD_TOOLS, TASK_FIELDS, make_prompt
-from vlp.data.shards import BadSample, expand_shards, read_annotations, read_shard
+from vlp.data.shards import BadSample, expand_shards, image_bytes, read_annotations, read_shard, top_reasons
 from vlp.data.views import WHOLE
 from vlp.engine.monitor import console
 from vlp.errors import UserError
@@ -19,17 +20,21 @@ def preview(recipe: Recipe, samples: int = 64) -> None:
     split captions are easiest seen here.
 
     Raises:
-        UserError: when none of the samples has what an objective reads, or the shards do not fit.
+        UserError: when none of the samples can be used or has what an objective reads, or the shards do not fit.
     """
     needs, data = graph_needs(recipe).data, recipe.data
     shards = expand_shards(data.train, data.cache)
     rng = np.random.default_rng(recipe.train.seed)
-    looked, found = 0, {request.name: [] for request in (*needs.captions,)} | {r.task: [] for r in needs.tasks}
-    for raw in islice(read_shard(shards[0]), samples):
+    fields = {r.name: r.fields[-1] for r in needs.captions} | {r.task: TASK_FIELDS[r.task] for r in needs.tasks}
+    found: dict[str, list[str]] = {name: [] for name in fields}
+    looked, skipped = 0, Counter()
+    for raw in islice(chain.from_iterable(map(read_shard, shards)), samples):
         looked += 1
         try:
+            image_bytes(raw)
             annotations = read_annotations(raw)
-        except BadSample:
+        except BadSample as reason:
+            skipped[str(reason)] += 1
             continue
         captions = read_captions(annotations, data.fields)
         for request in needs.captions:
@@ -38,13 +43,15 @@ def preview(recipe: Recipe, samples: int = 64) -> None:
             size = recipe.model.vision.image_size
             prompt = make_prompt(request.task, captions, annotations, WHOLE, size, data, rng)
             found[request.task] += [" -> ".join(prompt)] if prompt else []
+    if looked == skipped.total():
+        reasons = top_reasons(skipped) or "the shards are empty"
+        raise UserError(f"data.train: {data.train}: none of the first {looked} samples can be used: {reasons}")
     console.print(f"{len(shards)} training shards; of the first {looked} samples:")
-    fields = {r.name: r.fields[-1] for r in needs.captions} | {r.task: TASK_FIELDS[r.task] for r in needs.tasks}
     for name, texts in found.items():
         if not texts:
             field = fields[name]
             raise UserError(
-                f"data.train: none of the first {looked} samples of {shards[0]} has the field '{field}' "
-                f"that '{name}' reads; {FIELD_TOOLS[field]} makes it, or data.fields.{field} names the key that has it"
+                f"data.train: none of the first {looked} samples of {data.train} has the field '{field}' that "
+                f"'{name}' reads; {FIELD_TOOLS[field]} makes it, or data.fields.{field} names the key that has it"
             )
         console.print(f"  {name}: {len(texts)} have it, e.g. {texts[0]!r}", soft_wrap=True)

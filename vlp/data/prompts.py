@@ -1,4 +1,4 @@
-"""Prompts and answers of the decoder's tasks [METHOD.md 3, Decoder; C19, C20]."""
+"""Prompts and answers of the decoder's tasks [docs/method.md 3, Decoder; C19, C20]."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -50,7 +50,8 @@ def make_prompt(
         return f"VQA {pair['question']}, answer is", pair["answer"]
     regions = []
     for region in _mappings(annotations, settings.fields.regions):
-        if not _texts(region, "phrase") or region.get("score", 1.0) < settings.box_score:
+        score = region.get("score", 1.0)
+        if not (_texts(region, "phrase") and isinstance(score, (int, float)) and score >= settings.box_score):
             continue
         box = crop_box(region.get("box"), crop)
         if box is not None:

@@ -31,7 +31,7 @@ def make_sample(raw: dict[str, Any], needs: DataNeeds, recipe: Recipe, turn: int
     """Decode once, then draw crops, captions and prompts with `rng`.
 
     Args:
-        turn: the sample's running number; it decides whose turn a task or the views have that read only a
+        turn: the sample's running number; it decides whose turn it is where a task or the views read only a
             share of the images, so that every batch has the same number of them.
 
     Raises:
@@ -49,12 +49,7 @@ def make_sample(raw: dict[str, Any], needs: DataNeeds, recipe: Recipe, turn: int
 
     size = recipe.model.vision.image_size
     largest = max(size, recipe.views.global_size) if needs.view_share else size
-    encoded = image_bytes(raw)
-    try:
-        image = decode_image(encoded, largest)
-        image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise BadSample("undecodable_image") from None
+    image = decode_image(image_bytes(raw), largest)
     crop = random_crop(*image.size, data.crop_scale, rng)
     sample = Sample(render(image, crop, size), texts)
     for offset, request in enumerate(needs.tasks):

@@ -2,7 +2,9 @@
 
 import glob
 import json
+import os
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,11 @@ class BadSample(Exception):
     """A sample that cannot be used; its message is the reason under which it is counted."""
 
 
+def top_reasons(skipped: Counter[str]) -> str:
+    """Why most samples were skipped, as in `no_image (12), no_caption (3)`."""
+    return ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common(3))
+
+
 def expand_shards(patterns: str | list[str], cache: str | None = None) -> list[str]:
     """Every shard that `patterns` name: brace patterns, globs, `::` lists, URLs that WebDataset opens, or
     `demo:train` / `demo:validation`, which makes the demo set in `cache` when it is not there yet.
@@ -29,11 +36,13 @@ def expand_shards(patterns: str | list[str], cache: str | None = None) -> list[s
         UserError: for a local pattern that matches no file.
     """
     shards: list[str] = []
+    if not patterns:
+        raise UserError("data: no shards are named; give a tar, a glob, or a brace pattern such as /data/{00..99}.tar")
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for part in pattern.split("::"):
             if part.startswith(DEMO_PREFIX):
                 part = str(demo_shards(cache) / f"{part.removeprefix(DEMO_PREFIX)}-*.tar")
-            for name in braceexpand.braceexpand(part):
+            for name in _expand_braces(part):
                 if is_remote(name):
                     shards.append(name)
                     continue
@@ -47,6 +56,13 @@ def expand_shards(patterns: str | list[str], cache: str | None = None) -> list[s
     return shards
 
 
+def _expand_braces(pattern: str) -> list[str]:
+    try:
+        return list(braceexpand.braceexpand(pattern))
+    except braceexpand.UnbalancedBracesError:
+        raise UserError(f"data: '{pattern}' has a brace without its partner; write {{00000..00099}}") from None
+
+
 def is_remote(name: str) -> bool:
     return name.startswith("pipe:") or "://" in name
 
@@ -57,15 +73,21 @@ def read_shard(shard: str) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: when the shard cannot be opened or ends before its end.
     """
+    remedy = "copy it again, or take it out of the data pattern"
     try:
         yield from wds.tariterators.tarfile_samples([{"url": shard}])
-    except UserError:
-        raise
     except Exception as error:
-        reason = str(error.args[0]) if error.args else type(error).__name__
-        raise UserError(
-            f"{shard}: not a readable tar shard ({reason}); copy it again, or take it out of the data pattern"
-        ) from None
+        reason = getattr(error, "strerror", None) or (error.args[0] if error.args else type(error).__name__)
+        raise UserError(f"{shard}: not a readable tar shard ({reason}); {remedy}") from None
+    if shard.endswith(".tar") and not is_remote(shard) and not _ends_as_a_tar(shard):
+        raise UserError(f"{shard}: the tar shard is cut short; {remedy}")
+
+
+def _ends_as_a_tar(path: str) -> bool:
+    """Whether the file ends in a zero block. Python's tarfile reads a cut within a header as a normal end."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 512))
+        return not any(file.read())
 
 
 def shuffled_shard(shard: str, buffer: int, seed: tuple[int, ...]) -> Iterator[dict[str, Any]]:
@@ -91,7 +113,7 @@ def read_annotations(raw: dict[str, Any]) -> dict[str, Any]:
     if "json" in raw:
         try:
             annotations = json.loads(raw["json"])
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadSample("unreadable_json") from None
         if not isinstance(annotations, dict):
             raise BadSample("json_is_not_an_object")

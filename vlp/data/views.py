@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from vlp.data.shards import BadSample
+
 Image.MAX_IMAGE_PIXELS = 200_000_000
 
 
@@ -25,35 +27,46 @@ WHOLE = Crop(0.0, 0.0, 1.0, 1.0)
 
 
 def decode_image(data: bytes, size: int) -> Image.Image:
-    """RGB picture, upright. JPEG is decoded at the smallest scale that still covers `size` (draft mode).
+    """RGB picture, upright, transparent parts white. JPEG is decoded at the smallest scale that still covers `size`.
 
-    Raises whatever Pillow raises for data that is no whole picture.
+    Raises `BadSample` for data that is no whole picture.
     """
+    try:
+        return _decode(data, size)
+    except Exception:  # Pillow raises a dozen kinds for broken data, some of them by accident
+        raise BadSample("undecodable_image") from None
+
+
+def _decode(data: bytes, size: int) -> Image.Image:
     image = Image.open(io.BytesIO(data))
     image.draft("RGB", (size, size))
     image = ImageOps.exif_transpose(image)
+    if image.mode == "I;16":  # a 16-bit PNG; Pillow's own conversion clips it to white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
 
 
 def random_crop(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Crop:
-    """The crop of torchvision's RandomResizedCrop: area in `scale`, aspect log-uniform in (3/4, 4/3)."""
+    """The crop of torchvision's RandomResizedCrop: area in `scale`, aspect log-uniform in (3/4, 4/3); after ten
+    draws that do not fit, the largest centred one with an aspect in that range."""
+    narrowest, widest = 3 / 4, 4 / 3
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        aspect = math.exp(rng.uniform(math.log(narrowest), math.log(widest)))
         w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
         if w <= width and h <= height:
             left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
             return Crop(left / width, top / height, (left + w) / width, (top + h) / height)
-    return center_crop(width, height)
+    return center_crop(width, height, aspect=min(max(width / height, narrowest), widest))
 
 
-def center_crop(width: int, height: int) -> Crop:
-    """The largest centred square: what evaluation and export see."""
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return Crop(left / width, top / height, (left + side) / width, (top + side) / height)
+def center_crop(width: int, height: int, aspect: float = 1.0) -> Crop:
+    """The largest centred crop of this aspect; the square is what evaluation and export see."""
+    w, h = min(width, height * aspect), min(height, width / aspect)
+    left, top = (width - w) / 2, (height - h) / 2
+    return Crop(left / width, top / height, (left + w) / width, (top + h) / height)
 
 
 def render(image: Image.Image, crop: Crop, size: int, flip: bool = False) -> np.ndarray:
@@ -70,14 +83,13 @@ def crop_box(box: Any, crop: Crop, least_visible: float = 0.5) -> tuple[float, f
 
     None when it is no box (not four finite, ordered numbers) or less than `least_visible` of it is inside.
     """
-    try:
-        x0, y0, x1, y1 = (float(edge) for edge in box)
-    except (TypeError, ValueError):
+    if not isinstance(box, (list, tuple)) or [type(edge) in (int, float) for edge in box] != [True] * 4:
         return None
+    x0, y0, x1, y1 = box
     if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
         return None
     width, height = crop.right - crop.left, crop.bottom - crop.top
     left, right = ((min(max(x, crop.left), crop.right) - crop.left) / width for x in (x0, x1))
     top, bottom = ((min(max(y, crop.top), crop.bottom) - crop.top) / height for y in (y0, y1))
-    visible = (right - left) * width * (bottom - top) * height / ((x1 - x0) * (y1 - y0))
+    visible = (right - left) * width / (x1 - x0) * ((bottom - top) * height / (y1 - y0))
     return (left, top, right, bottom) if visible >= least_visible else None

@@ -83,7 +83,7 @@ def load_checkpoint(engine: Any, path: Path) -> tuple[int, dict[int, Any]]:
 def consolidated_state(engine: Any, without: tuple[str, ...] = ("decoder",)) -> dict[str, torch.Tensor]:
     """The student's weights, whole and on the CPU, on rank 0; empty elsewhere. Collective.
 
-    Modules named in `without` are discarded after training [METHOD.md 3, Decoder].
+    Modules named in `without` are discarded after training [docs/method.md 3, Decoder].
     """
     state = {}
     model = engine.module.model

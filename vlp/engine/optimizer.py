@@ -12,7 +12,7 @@ _TABLES = ("pos_embed", "positional_embedding", "cls_token")
 
 def make_optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
     """AdamW over everything trainable. Weight decay spares what is no matrix (norms, biases, logit scale and bias,
-    uncertainties), and the positional tables and class token [METHOD.md 1, Training]."""
+    uncertainties), and the positional tables and class token [docs/method.md 1, Training]."""
     decayed, spared = [], []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:

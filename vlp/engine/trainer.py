@@ -130,7 +130,8 @@ def run_steps(
         if every and done % every == 0 and done < settings.steps:
             state = consolidated_state(engine)
             if rank() == 0:
-                evaluate_state(recipe, state, run_dir / "evaluations" / f"step-{done:08d}.json", {"step": done})
+                path = run_dir / "evaluations" / f"step-{done:08d}.json"
+                evaluate_state(recipe, state, path, {"step": done}, ["retrieval"])
             barrier()
             watch.read()
 

@@ -20,9 +20,11 @@ from vlp.run import build_student
 TASKS = {"retrieval": evaluate_retrieval, "questions": evaluate_questions, "segmentation": evaluate_segmentation}
 
 
-def evaluate_state(recipe: Recipe, state: dict[str, Any], path: Path, header: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate consolidated weights with the recipe's tasks and write the result to `path`."""
-    result = header | evaluate(recipe, build_student(recipe, state).to(best_device()))
+def evaluate_state(
+    recipe: Recipe, state: dict[str, Any], path: Path, header: dict[str, Any], tasks: list[str] | None = None
+) -> dict[str, Any]:
+    """Evaluate consolidated weights with `tasks`, or the recipe's, and write the result to `path`."""
+    result = header | evaluate(recipe, build_student(recipe, state).to(best_device()), tasks)
     write_result(result, path)
     return result
 

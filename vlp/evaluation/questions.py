@@ -1,4 +1,4 @@
-"""Question retrieval: find the pictures that answer a question among its pool [METHOD.md 5, RetVQA; C30].
+"""Question retrieval: find the pictures that answer a question among its pool [docs/method.md 5, RetVQA; C30].
 
 Shapes: Q questions, N pairs of a question and a picture of its pool.
 """

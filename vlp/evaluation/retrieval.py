@@ -1,4 +1,4 @@
-"""Image-text retrieval: R@1/5/10 both ways [METHOD.md 5, R@k; C28].
+"""Image-text retrieval: R@1/5/10 both ways [docs/method.md 5, R@k; C28].
 
 Shapes: B images, T texts.
 """

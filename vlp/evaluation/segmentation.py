@@ -1,4 +1,4 @@
-"""Zero-shot segmentation: patches against class names, mIoU on the samples' masks [METHOD.md 2 and 5, Segmentation].
+"""Zero-shot segmentation: patches against class names, mIoU on the samples' masks.
 
 Shapes: B images, P = h x w patches, D joint width, C classes, H W pixels of a mask.
 """

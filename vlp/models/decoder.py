@@ -51,7 +51,7 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Next-token prediction for prompts about images [METHOD.md 3, Decoder].
+    """Next-token prediction for prompts about images [docs/method.md 3, Decoder].
 
     Its input is the text tower's per-token output instead of token ids. That tower is causal, so position l knows
     ids 0..l and predicts id l+1; its gradient trains the text tower. Discarded after training.

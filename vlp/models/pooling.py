@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 class TextConditionedPooling(nn.Module):
     """v_tc = MHA(LN_q(t), LN_k(v_loc), LN_v(v_loc)) with one all-zero key and value, the attention sink, to look
-    at when a text finds nothing in the image; no residual, no output norm [METHOD.md 2, Architecture].
+    at when a text finds nothing in the image; no residual, no output norm [docs/method.md 2, Architecture].
 
     Keys and values of an image, and queries of a text, are computed once (`keys_values`, `queries`) and meet in
     `attend`, so that an image scored by many texts costs one projection of its patches.
@@ -58,7 +58,7 @@ class TextConditionedPooling(nn.Module):
 
     def patch_values(self, patches_BPD: Tensor) -> Tensor:
         """[B, P, D]: the pooling of each patch alone without the sink. The softmax over one key is 1, so the
-        result is the same for every text; used for segmentation [METHOD.md 2, Segmentation]."""
+        result is the same for every text; used for segmentation [docs/method.md 2, Segmentation]."""
         return self.output(self.value(self.norm_value(patches_BPD)))
 
     def _split(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def uncertainty_total(losses: Tensor, log_variances: Tensor, weights: Tensor, present: Tensor, share: float) -> Tensor:
-    """sum_k w_k (1/2 e^{-s_k} L_k + 1/2 s_k), s_k = log sigma_k^2, over those present [METHOD.md 3, Balancing].
+    """sum_k w_k (1/2 e^{-s_k} L_k + 1/2 s_k), s_k = log sigma_k^2, over those present [docs/method.md 3, Balancing].
 
     Args:
         losses, log_variances, weights, present: [n]; `losses` may be shares of the global losses.

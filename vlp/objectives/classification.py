@@ -1,4 +1,4 @@
-"""Classification of the caption's own tokens under IDF weights: SuperCLIP [METHOD.md 1].
+"""Classification of the caption's own tokens under IDF weights: SuperCLIP [docs/method.md 1].
 
 Shapes: B images, K captions per image, L token ids, W width of the vision tower, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""Decoding: captions, boxes, phrases and answers from the patch tokens [METHOD.md 3, Decoder].
+"""Decoding: captions, boxes, phrases and answers from the patch tokens [docs/method.md 3, Decoder].
 
 Shapes: R prompts, L token ids, A answer tokens.
 """

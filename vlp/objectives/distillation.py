@@ -1,4 +1,4 @@
-"""Self-distillation over multi-crop views, text-conditioned and text-agnostic: GoldiCLIP [METHOD.md 3, Distillation].
+"""Self-distillation over views, text-conditioned and text-agnostic: GoldiCLIP [docs/method.md 3, Distillation].
 
 Shapes: b images with views, G global and V local views, S student views (G + V), N conditioning captions,
 D joint width, C prototypes, P patches.

@@ -1,7 +1,7 @@
 """Random choices that depend on what they are about, not on who makes them.
 
 A draw is a hash of (seed, step, image, other image), so no split of the batch over ranks, workers or micro-batches
-changes it, and a second pass repeats it [METHOD.md 6].
+changes it, and a second pass repeats it [docs/method.md 6].
 """
 
 from torch import Tensor

@@ -54,7 +54,7 @@ def meet_captions(images_B: Tensor, all_G: Tensor, captions: int, seed: int, ste
 
 
 class TextConditionedSigmoid(Objective):
-    """L_tcs + L_mps [METHOD.md 2, Losses; 3, Contrastive; 6].
+    """L_tcs + L_mps [docs/method.md 2, Losses; 3, Contrastive; 6].
 
     L_tcs = -sum_ij log sigmoid(y_ij (s cos(v_tc(i|t_j), t_j) + b)) / (B + K - 1), over the captions j that i meets.
     L_mps = -sum_ij log sigmoid(y_ij (s cos(v_g(i), t_j) + b)) / (B K), over all captions j.
