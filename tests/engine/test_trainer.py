@@ -39,7 +39,8 @@ def exact_part(line: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def overrides(tiny: list[str]) -> list[str]:
-    return [*tiny, f"train.steps={STEPS}", "train.checkpoint_every=2", "train.batch_size=16"]
+    # a large eps: with the usual one Adam turns rounding differences of vanishing gradients into whole steps
+    return [*tiny, f"train.steps={STEPS}", "train.checkpoint_every=2", "train.batch_size=16", "train.eps=1e-3"]
 
 
 @pytest.fixture(scope="module")

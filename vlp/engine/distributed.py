@@ -3,7 +3,6 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 
 def rank() -> int:
@@ -21,11 +20,21 @@ def gather(local: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return local
-    if not local.requires_grad:
+    return _Gather.apply(local.contiguous())
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(_, local: Tensor) -> Tensor:
         parts = [torch.empty_like(local) for _ in range(world_size())]
-        dist.all_gather(parts, local.contiguous())
+        dist.all_gather(parts, local)
         return torch.cat(parts)
-    return torch.cat(all_gather(local.contiguous()))
+
+    @staticmethod
+    def backward(_, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.chunk(world_size())[rank()]
 
 
 def sum_over_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:

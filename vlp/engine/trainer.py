@@ -3,6 +3,7 @@
 import math
 import os
 import socket
+import warnings
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -29,6 +30,7 @@ from vlp.engine.monitor import Monitor, Stopwatch, console, peak_memory_bytes
 from vlp.engine.optimizer import learning_rate, make_optimizer
 from vlp.errors import UserError
 from vlp.evaluation.evaluate import evaluate_state
+from vlp.evaluation.table import print_result
 from vlp.objectives.graph import ObjectiveGraph
 from vlp.recipe import Recipe
 from vlp.run import open_run
@@ -63,7 +65,8 @@ def train(recipe: Recipe) -> Path:
     state = consolidated_state(engine)
     if rank() == 0:
         save_weights(state, run_dir / "model.safetensors")
-        evaluate_state(recipe, state, run_dir / "evaluation.json", {"step": steps})
+        print_result(evaluate_state(recipe, state, run_dir / "evaluation.json", {"step": steps}), console)
+        console.print(f"run folder: {run_dir}", soft_wrap=True)
     barrier()
     return run_dir
 
@@ -199,6 +202,7 @@ def start_process_group() -> None:
             port = probe.getsockname()[1]
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)  # what DeepSpeed calls
     deepspeed.init_distributed(verbose=False)
     if get_accelerator().device_name() == "cpu":
         threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])))

@@ -1,0 +1,133 @@
+"""Which caption is read: fields, sentences, and FLAIR's draws as distributions."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlp.data.captions import CaptionRequest, diverse_caption, read_captions, sample_captions, split_sentences
+from vlp.settings import FieldMap
+
+DRAWS = 20_000
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("A dog. A cat.", ["A dog", "A cat"]),
+        ("A dog.\nA cat\n\n", ["A dog", "A cat"]),
+        ("A dog.</s>A cat.</s>", ["A dog", "A cat"]),
+        ("A dog</s></s> . \n A cat .", ["A dog", "A cat"]),
+        ("3.5 metres, seen on example.com. Far away", ["3.5 metres, seen on example.com", "Far away"]),
+        ("And then... nothing", ["And then", "nothing"]),
+        ("no full stop", ["no full stop"]),
+        ("", []),
+        (" . \n </s> .", []),
+    ],
+)
+def test_sentences_end_at_newlines_end_marks_and_full_stops(text: str, sentences: list[str]) -> None:
+    assert split_sentences(text) == sentences
+
+
+@given(st.text("ab. \n") | st.text())
+def test_no_sentence_is_empty_and_no_letter_is_lost(text: str) -> None:
+    sentences = split_sentences(text)
+    assert all(sentence == sentence.strip() != "" for sentence in sentences)
+    if "</s>" not in text:
+        kept = "".join("".join(sentences).split()).replace(".", "")
+        assert kept == "".join(text.split()).replace(".", "")
+
+
+def test_fields_are_strings_or_lists_and_anything_else_is_none() -> None:
+    fields = FieldMap(raw="caption", short=["a", "b", "missing"], long=None)
+    annotations = {"caption": " alt ", "a": ["one", " ", 5, None, "two"], "b": "three", "long": "not asked for"}
+    expected = {"raw": ["alt"], "short": ["one", "two", "three"], "long": []}
+    assert read_captions(annotations, fields) == expected
+    for wrong in (5, 1.5, True, None, {"one": "two"}, [["nested"]], ""):
+        assert read_captions({"raw": wrong}, FieldMap())["raw"] == []
+
+
+CAPTIONS = {"raw": ["r"], "short": ["s1", "s2", "s3"], "long": ["l1. l2. l3", "l4. l5"]}
+
+
+def draw(kind: str, count: int = 1, captions: dict = CAPTIONS, seed: int = 0) -> list[str]:
+    return sample_captions(captions, CaptionRequest(kind, count), np.random.default_rng(seed))
+
+
+def shares(found: list[str]) -> dict[str, float]:
+    return {text: count / len(found) for text, count in Counter(found).items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "of"), [("raw", ["r"]), ("short", CAPTIONS["short"]), ("any", sum(CAPTIONS.values(), []))]
+)
+def test_a_kind_draws_its_captions_uniformly(kind: str, of: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    found = shares([sample_captions(CAPTIONS, CaptionRequest(kind), rng)[0] for _ in range(DRAWS)])
+    assert found == pytest.approx(dict.fromkeys(of, 1 / len(of)), abs=0.015)
+
+
+def test_several_captions_are_different_ones_while_there_are_enough() -> None:
+    assert all(sorted(draw("short", 3, seed=seed)) == ["s1", "s2", "s3"] for seed in range(20))
+    assert all(len(set(draw("short", 2, seed=seed))) == 2 for seed in range(20))
+    repeated = draw("short", 8)
+    assert len(repeated) == 8 and set(repeated) <= set(CAPTIONS["short"])
+
+
+def test_a_sample_without_the_kind_gives_none() -> None:
+    empty = {"raw": [], "short": [], "long": ["."]}
+    assert draw("short", captions=empty) == draw("diverse", 2, captions=empty) == []
+    assert draw("any", captions=empty) == ["."]
+
+
+def test_names_tell_requests_apart() -> None:
+    assert [CaptionRequest("long").name, CaptionRequest("long", 3).name] == ["long", "longx3"]
+    assert CaptionRequest("diverse", 2).fields == CaptionRequest("any").fields == ("raw", "short", "long")
+
+
+# ---- FLAIR's diverse sampling -----------------------------------------------------------------------------------
+
+SENTENCES = list("abcde")
+
+
+def diverse(sentences: list[str]) -> list[list[str]]:
+    rng = np.random.default_rng(1)
+    return [diverse_caption(sentences, rng).split(". ") for _ in range(DRAWS)]
+
+
+def test_one_to_three_sentences_are_equally_likely() -> None:
+    lengths = Counter(len(part) for part in diverse(SENTENCES))
+    assert {m: count / DRAWS for m, count in lengths.items()} == pytest.approx(dict.fromkeys((1, 2, 3), 1 / 3), abs=0.015)
+
+
+def test_a_single_sentence_is_any_of_them() -> None:
+    single = shares([part[0] for part in diverse(SENTENCES) if len(part) == 1])
+    assert single == pytest.approx(dict.fromkeys(SENTENCES, 1 / 5), abs=0.02)
+
+
+@pytest.mark.parametrize("m", [2, 3])
+def test_half_of_the_longer_ones_are_consecutive_and_never_start_last(m: int) -> None:
+    """A run of m starts in [0, n-m): as consecutive draw with (1/2) / (n-m), as a random draw with (1/2) / P(n, m)."""
+    n = len(SENTENCES)
+    found = shares(["".join(part) for part in diverse(SENTENCES) if len(part) == m])
+    orders = np.prod(np.arange(n - m + 1, n + 1))
+    assert len(found) == orders, "random draws come in any order, without repetition"
+    for start in range(n - m + 1):
+        expected = 0.5 / orders + (0.5 / (n - m) if start < n - m else 0)
+        assert found["".join(SENTENCES[start : start + m])] == pytest.approx(expected, abs=0.02)
+    assert found["ca"[:2] if m == 2 else "cab"] == pytest.approx(0.5 / orders, abs=0.01)
+
+
+def test_few_sentences_come_whole() -> None:
+    assert {tuple(part) for part in diverse(["a"])} == {("a",)}
+    found = shares(["".join(part) for part in diverse(["a", "b"])])
+    assert found == pytest.approx({"ab": 2 / 3, "a": 1 / 6, "b": 1 / 6}, abs=0.015)
+
+
+def test_diverse_draws_from_all_kinds() -> None:
+    drawn = draw("diverse", 500)
+    assert len(drawn) == 500
+    seen = {sentence for text in drawn for sentence in text.split(". ")}
+    assert seen == {"r", "s1", "s2", "s3", "l1", "l2", "l3", "l4", "l5"}

@@ -1,0 +1,228 @@
+"""Pictures to views: decoding of every kind of file, crops, and boxes that follow their crop."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import RandomResizedCrop
+
+from vlp.data.shards import BadSample
+from vlp.data.views import WHOLE, Crop, center_crop, crop_box, decode_image, random_crop, render
+
+ORIENTATION = 0x0112
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def halves(width: int = 64, height: int = 32) -> Image.Image:
+    """Red on the left, blue on the right."""
+    image = Image.new("RGB", (width, height), (255, 0, 0))
+    image.paste((0, 0, 255), (width // 2, 0, width, height))
+    return image
+
+
+def left_and_right(image: Image.Image) -> list[tuple[int, ...]]:
+    width, height = image.size
+    return [image.getpixel((x, height // 2)) for x in (width // 4, 3 * width // 4)]
+
+
+# ---- decoding ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_colours_come_back(format: str) -> None:
+    options = {"quality": 100} | ({"subsampling": 0} if format == "JPEG" else {})
+    image = decode_image(encoded(halves(), format, **options), 32)
+    assert image.mode == "RGB"
+    np.testing.assert_allclose(left_and_right(image), [(255, 0, 0), (0, 0, 255)], atol=6)
+
+
+def test_grayscale_and_sixteen_bits() -> None:
+    levels = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
+    for image in (Image.fromarray(levels), Image.fromarray(levels.astype(np.uint16) * 256)):
+        pixels = np.asarray(decode_image(encoded(image), 64))
+        assert (pixels == levels[:, :, None]).all()
+    assert np.asarray(decode_image(encoded(Image.fromarray(levels), "JPEG"), 64)).shape == (64, 64, 3)
+
+
+def test_palette_and_transparency_on_white() -> None:
+    palette = halves().convert("P", palette=Image.Palette.ADAPTIVE)
+    assert left_and_right(decode_image(encoded(palette), 32)) == [(255, 0, 0), (0, 0, 255)]
+    clear = halves().convert("RGBA")
+    clear.paste((0, 255, 0, 0), (32, 0, 64, 32))
+    assert left_and_right(decode_image(encoded(clear), 32)) == [(255, 0, 0), (255, 255, 255)]
+    with_clear_colour = encoded(palette, transparency=palette.getpixel((60, 5)))
+    assert left_and_right(decode_image(with_clear_colour, 32)) == [(255, 0, 0), (255, 255, 255)]
+    assert decode_image(encoded(Image.new("LA", (8, 8), (0, 0))), 8).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_cmyk() -> None:
+    image = decode_image(encoded(halves().convert("CMYK"), "JPEG", quality=100, subsampling=0), 32)
+    np.testing.assert_allclose(left_and_right(image), [(255, 0, 0), (0, 0, 255)], atol=8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotated_pictures_stand_upright(orientation: int) -> None:
+    upright = halves()
+    inverse = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90"}
+    inverse |= {7: "TRANSVERSE", 8: "ROTATE_270"}
+    stored = upright.transpose(Image.Transpose[inverse[orientation]]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image = decode_image(encoded(stored, "JPEG", exif=exif, quality=100, subsampling=0), 32)
+    assert image.size == upright.size
+    np.testing.assert_allclose(left_and_right(image), [(255, 0, 0), (0, 0, 255)], atol=6)
+
+
+@pytest.mark.parametrize(("side", "size", "decoded"), [(512, 64, 64), (500, 224, 250), (100, 64, 100), (64, 224, 64)])
+def test_jpeg_is_decoded_at_the_smallest_scale_that_covers_the_view(side: int, size: int, decoded: int) -> None:
+    assert decode_image(encoded(halves(side, side), "JPEG"), size).size == (decoded, decoded)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_a_truncated_or_foreign_file_is_a_bad_sample(format: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    whole = encoded(noise, format)
+    for data in (b"", b"no picture", whole[:20], whole[: len(whole) // 2]):
+        with pytest.raises(BadSample, match="^undecodable_image$"):
+            decode_image(data, 32)
+
+
+@given(st.sampled_from(["PNG", "JPEG", "WEBP"]), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255))))
+@settings(max_examples=150, deadline=None)
+def test_broken_bytes_decode_or_are_a_bad_sample(format: str, changes: list[tuple[int, int]]) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    data = bytearray(encoded(halves(), format, exif=exif))
+    for place, value in changes:
+        data[place % len(data)] = value
+    try:
+        assert decode_image(bytes(data), 16).mode == "RGB"
+    except BadSample as reason:
+        assert str(reason) == "undecodable_image"
+
+
+# ---- crops ------------------------------------------------------------------------------------------------------
+
+sides = st.integers(1, 600)
+scales = st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(lambda ends: tuple(sorted(ends)))
+
+
+@given(sides, sides, scales, st.integers(0, 5))
+@settings(max_examples=200, deadline=None)
+def test_a_crop_lies_inside(width: int, height: int, scale: tuple[float, float], seed: int) -> None:
+    crop = random_crop(width, height, scale, np.random.default_rng(seed))
+    assert 0 <= crop.left < crop.right <= 1 + 1e-9 and 0 <= crop.top < crop.bottom <= 1 + 1e-9
+    aspect = (crop.right - crop.left) * width / ((crop.bottom - crop.top) * height)
+    assert 3 / 4 - 1e-6 <= aspect <= 4 / 3 + 1e-6
+    assert render(Image.new("RGB", (width, height)), crop, 8).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("size", [(400, 400), (500, 375), (300, 500), (600, 300)])
+@pytest.mark.parametrize("scale", [(0.9, 1.0), (0.4, 1.0), (0.05, 0.4)])
+def test_crops_are_distributed_as_torchvision_s(size: tuple[int, int], scale: tuple[float, float]) -> None:
+    """Quantiles of area, aspect and place over many draws, fallbacks among them."""
+    width, height = size
+    rng, draws = np.random.default_rng(0), 3000
+    ours = [random_crop(width, height, scale, rng) for _ in range(draws)]
+    ours = np.array([[c.left, c.top, c.right, c.bottom] for c in ours])
+    torch.manual_seed(0)
+    blank = torch.empty(3, height, width)
+    found = [RandomResizedCrop.get_params(blank, scale, (3 / 4, 4 / 3)) for _ in range(draws)]
+    theirs = np.array([[x / width, y / height, (x + w) / width, (y + h) / height] for y, x, h, w in found])
+
+    def describe(crops: np.ndarray) -> np.ndarray:
+        w, h = crops[:, 2] - crops[:, 0], crops[:, 3] - crops[:, 1]
+        features = np.stack([w * h, np.log(w * width / (h * height)), *crops.T])
+        return np.quantile(features, [0.05, 0.25, 0.5, 0.75, 0.95], axis=1)
+
+    np.testing.assert_allclose(describe(ours), describe(theirs), atol=0.035)
+
+
+def test_the_centre_is_a_square_of_the_shorter_side() -> None:
+    assert center_crop(200, 100) == Crop(0.25, 0, 0.75, 1)
+    assert center_crop(100, 100) == WHOLE
+    assert center_crop(100, 400) == Crop(0, 0.375, 1, 0.625)
+
+
+def test_a_flip_mirrors() -> None:
+    image = halves()
+    view, mirrored = render(image, WHOLE, 16), render(image, WHOLE, 16, flip=True)
+    assert view.dtype == np.uint8 and view.flags.c_contiguous and mirrored.flags.c_contiguous
+    assert (view[:, :, ::-1] == mirrored).all() and (view != mirrored).any()
+
+
+# ---- boxes ------------------------------------------------------------------------------------------------------
+
+edges = st.lists(st.integers(0, 60), min_size=2, max_size=2, unique=True).map(sorted)
+
+
+@given(edges, edges, st.integers(0, 50))
+@settings(max_examples=60, deadline=None)
+def test_a_drawn_box_is_where_its_crop_says(columns: list[int], rows: list[int], seed: int) -> None:
+    """White rectangle in a black picture: its box in the crop is the white part of the rendered view."""
+    side, size = 60, 240
+    image = Image.new("RGB", (side, side))
+    image.paste((255, 255, 255), (columns[0], rows[0], columns[1], rows[1]))
+    crop = random_crop(side, side, (0.3, 1.0), np.random.default_rng(seed))
+    box = [edge / side for edge in (columns[0], rows[0], columns[1], rows[1])]
+    found = crop_box(box, crop)
+    white = render(image, crop, size)[0] > 127
+    shown = (white.sum() / size**2) * (crop.right - crop.left) * (crop.bottom - crop.top)
+    visible = shown / ((box[2] - box[0]) * (box[3] - box[1]))
+    if found is None:
+        assert visible < 0.5 + 0.2
+        return
+    assert visible > 0.5 - 0.2
+    y, x = np.nonzero(white)
+    pixels = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
+    assert np.abs(np.array(found) * size - pixels).max() <= 3
+
+
+def test_a_box_needs_half_of_itself_in_the_crop() -> None:
+    crop = Crop(0.5, 0, 1, 1)
+    assert crop_box([0.25, 0, 0.75, 1], crop) == (0, 0, 0.5, 1)
+    assert crop_box([0.24, 0, 0.75, 1], crop) is None
+    assert crop_box([0, 0, 0.5, 1], crop) is None
+    assert crop_box([0, 0, 1, 1], crop, least_visible=0.6) is None
+    assert crop_box((0.6, 0.1, 0.7, 0.2), WHOLE) == (0.6, 0.1, 0.7, 0.2)
+
+
+wild = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from([0, 1, 0.5, "0.1"])
+)
+
+
+@given(wild | st.lists(wild, max_size=6) | st.dictionaries(st.text(), wild), st.integers(0, 3))
+@example([0.1, 0.1, 0.9, math.nan], 0)
+@example([0.1, 0.1, 0.9, math.inf], 0)
+@example([0.9, 0.1, 0.1, 0.9], 0)
+@example([0.1, 0.1, 0.1, 0.9], 0)
+@example(["0.1", "0.1", "0.9", "0.9"], 0)
+@example("0011", 0)
+@example([False, False, True, True], 0)
+@example([0, 0, 10**400, 1], 0)
+@example([0, 0, 1e-300, 1e-300], 0)
+@example([-0.1, 0, 0.5, 0.5], 0)
+@example([0.1, 0.1, 0.9], 0)
+@settings(max_examples=300)
+def test_a_wild_box_is_none_or_inside(box, seed: int) -> None:
+    found = crop_box(box, random_crop(100, 100, (0.3, 1.0), np.random.default_rng(seed)))
+    if found is not None:
+        assert isinstance(box, list) and all(type(edge) in (int, float) for edge in box) and len(box) == 4
+        assert 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1
+        assert 0 <= found[0] <= found[2] <= 1 + 1e-9 and 0 <= found[1] <= found[3] <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("box", ["0011", [False, False, True, True], ["0", "0", "1", "1"], [0, 0, 10**400, 1], [1, 1, 0, 0]])
+def test_what_is_no_box_has_no_place(box) -> None:
+    assert crop_box(box, WHOLE) is None
