@@ -99,7 +99,9 @@ def diverse(sentences: list[str]) -> list[list[str]]:
 
 def test_one_to_three_sentences_are_equally_likely() -> None:
     lengths = Counter(len(part) for part in diverse(SENTENCES))
-    assert {m: count / DRAWS for m, count in lengths.items()} == pytest.approx(dict.fromkeys((1, 2, 3), 1 / 3), abs=0.015)
+    assert {m: count / DRAWS for m, count in lengths.items()} == pytest.approx(
+        dict.fromkeys((1, 2, 3), 1 / 3), abs=0.015
+    )
 
 
 def test_a_single_sentence_is_any_of_them() -> None:

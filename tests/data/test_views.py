@@ -223,6 +223,8 @@ def test_a_wild_box_is_none_or_inside(box, seed: int) -> None:
         assert 0 <= found[0] <= found[2] <= 1 + 1e-9 and 0 <= found[1] <= found[3] <= 1 + 1e-9
 
 
-@pytest.mark.parametrize("box", ["0011", [False, False, True, True], ["0", "0", "1", "1"], [0, 0, 10**400, 1], [1, 1, 0, 0]])
+@pytest.mark.parametrize(
+    "box", ["0011", [False, False, True, True], ["0", "0", "1", "1"], [0, 0, 10**400, 1], [1, 1, 0, 0]]
+)
 def test_what_is_no_box_has_no_place(box) -> None:
     assert crop_box(box, WHOLE) is None

@@ -16,7 +16,7 @@ from vlp.data.emoji_shards import demo_shards
 from vlp.errors import UserError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-DEMO_PREFIX = "demo:"
+DEMO_PARTS = ("demo:train", "demo:validation")
 
 
 class BadSample(Exception):
@@ -40,8 +40,10 @@ def expand_shards(patterns: str | list[str], cache: str | None = None) -> list[s
         raise UserError("data: no shards are named; give a tar, a glob, or a brace pattern such as /data/{00..99}.tar")
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for part in pattern.split("::"):
-            if part.startswith(DEMO_PREFIX):
-                part = str(demo_shards(cache) / f"{part.removeprefix(DEMO_PREFIX)}-*.tar")
+            if part.startswith("demo:"):
+                if part not in DEMO_PARTS:
+                    raise UserError(f"data: '{part}' is no part of the demo set; allowed are {', '.join(DEMO_PARTS)}")
+                part = str(demo_shards(cache) / f"{part.removeprefix('demo:')}-*.tar")
             for name in _expand_braces(part):
                 if is_remote(name):
                     shards.append(name)
