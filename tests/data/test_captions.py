@@ -61,7 +61,7 @@ def shares(found: list[str]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "of"), [("raw", ["r"]), ("short", CAPTIONS["short"]), ("any", sum(CAPTIONS.values(), []))]
+    ("kind", "of"), [("raw", ["r"]), ("short", CAPTIONS["short"]), ("any", ["r", "s1", "s2", "s3", *CAPTIONS["long"]])]
 )
 def test_a_kind_draws_its_captions_uniformly(kind: str, of: list[str]) -> None:
     rng = np.random.default_rng(0)

@@ -228,13 +228,19 @@ def test_bad_samples_are_skipped_and_counted_by_reason(tmp_path: Path) -> None:
 
 
 def test_samples_without_a_task_s_field_are_used_and_counted(folder: Path) -> None:
-    share = ("objectives.vqa.share=1", "objectives.grounded.share=1", "objectives.classification=null")
+    share = (
+        "data.crop_scale=[1, 1]",
+        "objectives.vqa.share=1",
+        "objectives.grounded.share=1",
+        "objectives.classification=null",
+    )
     others = [f"objectives.{name}=null" for name in ("retrieval", "distillation", "caption", "referring")]
     for loaded in islice(load(make_recipe(folder, *share, *others)), 6):
         shown = numbers(loaded)
-        assert loaded.skipped["no_vqa"] == sum(number % 3 == 0 for number in shown)
-        assert loaded.skipped["no_grounded"] == sum(number % 4 == 0 for number in shown)
-        assert len(loaded.batch.prompts["vqa"].rows_R) == 8 - loaded.skipped["no_vqa"]
+        for task, without in {"vqa": 3, "grounded": 4}.items():
+            rows = loaded.batch.prompts[task].rows_R.tolist()
+            assert rows == [row for row, number in enumerate(shown) if number % without]
+            assert loaded.skipped[f"no_{task}"] == 8 - len(rows)
 
 
 def line_of(recipe: Recipe, positions=None) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -164,7 +165,7 @@ SAMPLES = [sample(raw_sample(number, **({"vqa": []} if number % 3 else {})), tur
 def test_joined_parts_equal_the_whole(chosen: list[int], cuts: set[int]) -> None:
     samples, index = [SAMPLES[i] for i in chosen], [10 * i for i in range(len(chosen))]
     ends = [0, *sorted(cut for cut in cuts if cut < len(chosen)), len(chosen)]
-    parts = [collate(samples[a:b], index[a:b], ALL, RECIPE) for a, b in zip(ends, ends[1:], strict=False)]
+    parts = [collate(samples[a:b], index[a:b], ALL, RECIPE) for a, b in pairwise(ends)]
     assert same(join(parts), collate(samples, index, ALL, RECIPE))
 
 

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vlp.data.batch import Batch, DataNeeds, join
@@ -166,8 +167,10 @@ def _join_parts(parts: Iterator[Loaded | UserError], workers: int) -> Iterator[L
         for _ in range(workers):
             part = next(parts)
             if isinstance(part, UserError):
+                del parts  # ends the workers now: the traceback would keep them
                 raise part
             loaded.append(part)
         positions = {s: position for part in loaded for s, position in part.positions.items()}
         skipped = sum((part.skipped for part in loaded), Counter())
-        yield Loaded(join([part.batch for part in loaded]), positions, skipped)
+        batch = join([part.batch for part in loaded])
+        yield Loaded(batch.pin_memory() if torch.cuda.is_available() else batch, positions, skipped)

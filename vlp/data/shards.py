@@ -75,14 +75,15 @@ def read_shard(shard: str) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: when the shard cannot be opened or ends before its end.
     """
-    remedy = "copy it again, or take it out of the data pattern"
     try:
         yield from wds.tariterators.tarfile_samples([{"url": shard}])
+        if shard.endswith(".tar") and not is_remote(shard) and not _ends_as_a_tar(shard):
+            raise EOFError("it is cut short")
     except Exception as error:
         reason = getattr(error, "strerror", None) or (error.args[0] if error.args else type(error).__name__)
-        raise UserError(f"{shard}: not a readable tar shard ({reason}); {remedy}") from None
-    if shard.endswith(".tar") and not is_remote(shard) and not _ends_as_a_tar(shard):
-        raise UserError(f"{shard}: the tar shard is cut short; {remedy}")
+        raise UserError(
+            f"{shard}: not a readable tar shard ({reason}); copy it again, or take it out of the data pattern"
+        ) from None
 
 
 def _ends_as_a_tar(path: str) -> bool:
