@@ -7,6 +7,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell printf '%s' '$(CURDIR)' | cksum | cut -d' ' -f1)
 
+export PYTHONPATH := $(CURDIR)  # this checkout's code, also where clones share an environment
+
 .PHONY: demo test setup
 
 setup: $(STAMP)

@@ -228,12 +228,7 @@ def test_bad_samples_are_skipped_and_counted_by_reason(tmp_path: Path) -> None:
 
 
 def test_samples_without_a_task_s_field_are_used_and_counted(folder: Path) -> None:
-    share = (
-        "data.crop_scale=[1, 1]",
-        "objectives.vqa.share=1",
-        "objectives.grounded.share=1",
-        "objectives.classification=null",
-    )
+    share = ("objectives.vqa.share=1", "objectives.grounded.share=1")
     others = [f"objectives.{name}=null" for name in ("retrieval", "distillation", "caption", "referring")]
     for loaded in islice(load(make_recipe(folder, *share, *others)), 6):
         shown = numbers(loaded)

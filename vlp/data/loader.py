@@ -131,6 +131,17 @@ class StreamDataset(IterableDataset):
         return order[stream :: self.recipe.data.streams].tolist()
 
 
+def training_shards(recipe: Recipe) -> list[str]:
+    """The shards of `data.train`. Raises `UserError` when there are none, or fewer than streams."""
+    shards = expand_shards(recipe.data.train, recipe.data.cache)
+    if len(shards) < recipe.data.streams:
+        raise UserError(
+            f"data.train: {len(shards)} shards for data.streams={recipe.data.streams} readers; "
+            f"set data.streams={len(shards)} or fewer, or write more, smaller shards"
+        )
+    return shards
+
+
 def make_loader(
     recipe: Recipe, needs: DataNeeds, rank: int, ranks: int, positions: dict[int, Position], step: int
 ) -> Iterator[Loaded]:
@@ -142,14 +153,8 @@ def make_loader(
     Raises:
         UserError: fewer shards than streams, a shard that cannot be read, or no usable sample.
     """
-    shards = expand_shards(recipe.data.train, recipe.data.cache)
-    total = recipe.data.streams
-    if len(shards) < total:
-        raise UserError(
-            f"data.train: {len(shards)} shards for data.streams={total} readers; "
-            f"set data.streams={len(shards)} or fewer, or write more, smaller shards"
-        )
-    streams = list(range(rank, total, ranks))
+    shards = training_shards(recipe)
+    streams = list(range(rank, recipe.data.streams, ranks))
     workers = max((w for w in range(1, recipe.data.workers + 1) if len(streams) % w == 0), default=0)
     dataset = StreamDataset(shards, needs, recipe, streams, positions, step)
     loader = DataLoader(

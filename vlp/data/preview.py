@@ -6,6 +6,7 @@ from itertools import chain, islice
 import numpy as np
 
 from vlp.data.captions import read_captions, sample_captions
+from vlp.data.loader import training_shards
 from vlp.data.prompts import FIELD_TOOLS, TASK_FIELDS, make_prompt
 from vlp.data.shards import BadSample, expand_shards, image_bytes, read_annotations, read_shard, top_reasons
 from vlp.data.views import WHOLE
@@ -23,7 +24,9 @@ def preview(recipe: Recipe, samples: int = 64) -> None:
         UserError: when none of the samples can be used or has what an objective reads, or the shards do not fit.
     """
     needs, data = graph_needs(recipe).data, recipe.data
-    shards = expand_shards(data.train, data.cache)
+    shards = training_shards(recipe)
+    if data.validation is not None:
+        expand_shards(data.validation, data.cache)
     rng = np.random.default_rng(recipe.train.seed)
     fields = {r.name: r.fields[-1] for r in needs.captions} | {r.task: TASK_FIELDS[r.task] for r in needs.tasks}
     found: dict[str, list[str]] = {name: [] for name in fields}

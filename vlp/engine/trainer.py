@@ -65,7 +65,8 @@ def train(recipe: Recipe) -> Path:
     state = consolidated_state(engine)
     if rank() == 0:
         save_weights(state, run_dir / "model.safetensors")
-        print_result(evaluate_state(recipe, state, run_dir / "evaluation.json", {"step": steps}), console)
+        if recipe.data.validation is not None:
+            print_result(evaluate_state(recipe, state, run_dir / "evaluation.json", {"step": steps}), console)
         console.print(f"run folder: {run_dir}", soft_wrap=True)
     barrier()
     return run_dir
@@ -130,7 +131,7 @@ def run_steps(
         if done % settings.checkpoint_every == 0 or done == settings.steps:
             save_checkpoint(engine, run_dir / "checkpoints", done, loaded[-1].positions, settings.keep_checkpoints)
         every = recipe.evaluation.every
-        if every and done % every == 0 and done < settings.steps:
+        if every and recipe.data.validation is not None and done % every == 0 and done < settings.steps:
             state = consolidated_state(engine)
             if rank() == 0:
                 path = run_dir / "evaluations" / f"step-{done:08d}.json"
