@@ -4,7 +4,7 @@ Shapes: B images, K captions per image, L token ids, W width of the vision tower
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -12,12 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlp.data.batch import Batch, DataNeeds
-from vlp.data.captions import CaptionKind, CaptionRequest
 from vlp.data.tokens import END, START, VOCABULARY
 from vlp.models.model import VisionLanguageModel
-from vlp.objectives.interface import Needs, Objective, Terms, Totals
+from vlp.objectives.interface import CaptionSettings, Needs, Objective, Terms, Totals
 from vlp.precision import full
-from vlp.settings import ObjectiveSettings
 
 
 def caption_tokens(ids: Tensor) -> Tensor:
@@ -62,16 +60,10 @@ def classification_loss(logits_BV: Tensor, ids_BKL: Tensor, idf_V: Tensor) -> Te
 class TokenClassification(Objective):
     """L_cls = mean over captions with targets; x = W LN(z) + b, z the mean of the patch tokens before projection."""
 
-    class Settings(ObjectiveSettings):
+    class Settings(CaptionSettings):
         type: Literal["token_classification"]
-        captions: CaptionKind = "any"
-        captions_per_image: Annotated[int, Field(ge=1)] = 1
         idf: Literal["running", "static", "none"] = "running"
         idf_file: str | None = Field(None, description="statistics with `frequency` and `documents`, for static IDF")
-
-        @property
-        def request(self) -> CaptionRequest:
-            return CaptionRequest(self.captions, self.captions_per_image)
 
     def __init__(self, recipe, settings: Settings, model: VisionLanguageModel):
         super().__init__(recipe, settings, model)

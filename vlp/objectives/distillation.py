@@ -11,14 +11,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vlp.data.batch import Batch, DataNeeds
-from vlp.data.captions import CaptionKind, CaptionRequest
+from vlp.data.captions import CaptionKind
 from vlp.engine.distributed import sum_over_ranks
 from vlp.models.ema import copy_student, update_teacher
 from vlp.models.model import VisionLanguageModel
 from vlp.objectives.drawing import draw_caption, draw_others
-from vlp.objectives.interface import Needs, Objective, Terms, Totals
+from vlp.objectives.interface import CaptionSettings, Needs, Objective, Terms, Totals
 from vlp.precision import full, without_autocast
-from vlp.settings import ObjectiveSettings, Share
+from vlp.settings import Positive, Share
 
 
 def teacher_targets(teacher_GbC: Tensor, center_C: Tensor, temperature: float) -> Tensor:
@@ -90,20 +90,16 @@ class TextConditionedDistillation(Objective):
     its own K and one drawn caption of `negatives` other images; their gradient flows through the student branch only.
     """
 
-    class Settings(ObjectiveSettings):
+    class Settings(CaptionSettings):
         type: Literal["text_conditioned_distillation"]
         captions: CaptionKind = "diverse"
-        captions_per_image: Annotated[int, Field(ge=1)] = 8
+        captions_per_image: Positive = 8
         negatives: Annotated[int, Field(ge=0)] = 64
         prototypes: Annotated[int, Field(ge=2)] = 65_536
         student_temperature: float = Field(0.1, gt=0)
         teacher_temperature: float = Field(0.04, gt=0)
         center_momentum: float = Field(0.9, ge=0, lt=1)
         share: Share = Field(1.0, description="share of the images whose views are drawn")
-
-        @property
-        def request(self) -> CaptionRequest:
-            return CaptionRequest(self.captions, self.captions_per_image)
 
     splits_batch = False
 

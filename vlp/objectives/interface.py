@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor, nn
 
 from vlp.data.batch import Batch, DataNeeds
-from vlp.settings import ObjectiveSettings
+from vlp.data.captions import CaptionKind, CaptionRequest
+from vlp.settings import ObjectiveSettings, Positive
 
 if TYPE_CHECKING:
     from vlp.models.model import VisionLanguageModel
@@ -19,6 +20,17 @@ if TYPE_CHECKING:
 
 Totals = dict[str, Tensor]
 """Sums over the global batch of what `Objective.counts` gave."""
+
+
+class CaptionSettings(ObjectiveSettings):
+    """Which captions of each image an objective reads."""
+
+    captions: CaptionKind = "any"
+    captions_per_image: Positive = 1
+
+    @property
+    def request(self) -> CaptionRequest:
+        return CaptionRequest(self.captions, self.captions_per_image)
 
 
 @dataclass(frozen=True)

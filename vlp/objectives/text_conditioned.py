@@ -4,21 +4,20 @@ Shapes: B own images, G images of the global batch, K captions per image, D join
 meets (G + K - 1).
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, logsigmoid, normalize
 from torch.utils.checkpoint import checkpoint
 
 from vlp.data.batch import Batch, DataNeeds
-from vlp.data.captions import CaptionKind, CaptionRequest
+from vlp.data.captions import CaptionKind
 from vlp.models.model import VisionLanguageModel
 from vlp.objectives.drawing import draw_caption
-from vlp.objectives.interface import Needs, Objective, Terms, Totals
+from vlp.objectives.interface import CaptionSettings, Needs, Objective, Terms, Totals
 from vlp.precision import full, without_autocast
-from vlp.settings import ObjectiveSettings
+from vlp.settings import Positive
 
 
 @without_autocast
@@ -61,15 +60,11 @@ class TextConditionedSigmoid(Objective):
     B counts the images of the global batch. GoldiCLIP adds the two terms, FLAIR takes their mean (`combine`).
     """
 
-    class Settings(ObjectiveSettings):
+    class Settings(CaptionSettings):
         type: Literal["text_conditioned_sigmoid"]
         captions: CaptionKind = "diverse"
-        captions_per_image: Annotated[int, Field(ge=1)] = 8
+        captions_per_image: Positive = 8
         combine: Literal["sum", "mean"] = "sum"
-
-        @property
-        def request(self) -> CaptionRequest:
-            return CaptionRequest(self.captions, self.captions_per_image)
 
     splits_batch = False
 
