@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,4 @@ def test_a_shipped_scale_takes_a_step(scale: str, repository: Path, tiny_shards:
     assert math.isfinite(line["loss"])
     assert math.isfinite(line["grad_norm"])
     assert line["grad_norm"] > 0
+    shutil.rmtree(tmp_path / "run")  # a checkpoint of gigabytes

@@ -14,18 +14,7 @@ from vlp.objectives.features import Features
 from vlp.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-TINY = [
-    "model.embed_dim=16",
-    "model.vision={image_size: 32, patch_size: 16, width: 32, depth: 2, heads: 2}",
-    "model.text={width: 24, layers: 2, heads: 2, context_length: 77}",
-    "model.decoder={layers: 2, heads: 2}",
-    "model.logit_bias=-2",
-    "data.streams=1",
-    "data.views={global_count: 2, local_count: 2, local_size: 16}",
-    "train.batch_size=12",
-    "engine={zero_stage: 0, precision: float32}",
-]
-POOLED = "model.pooling={heads: 4}"
+SCALE = Path(__file__).parent / "tiny.yaml"
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +22,7 @@ def tiny_recipe() -> Callable[..., Recipe]:
     """A shipped recipe at a size for tests, with overrides."""
 
     def make(name: str, *overrides: str) -> Recipe:
-        pooling = [] if name == "flair" else [POOLED]
-        return load_recipe(RECIPES / f"{name}.yaml", [*TINY, *pooling, *overrides], world_size=1)
+        return load_recipe(RECIPES / f"{name}.yaml", [f"scale={SCALE}", *overrides], world_size=1)
 
     return make
 
