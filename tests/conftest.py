@@ -1,10 +1,15 @@
 """Shared by all tests: tiny emoji shards, and overrides that make any demo recipe tiny."""
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from vlp.data.emoji_shards import DemoSet, write_demo_set
+
+settings.register_profile("ci", derandomize=True)  # a landing does not hang on the day's luck
+settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

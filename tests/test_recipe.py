@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vlp.errors import UserError
@@ -376,6 +376,7 @@ overrides = st.builds(
 
 
 @given(st.lists(overrides | st.text(max_size=12), min_size=1, max_size=3))
+@example(["model=&a {b: *a}", "model=&a {b: *a}"])
 @settings(max_examples=600, deadline=None)
 def test_wild_overrides_load_or_are_a_user_error(wild: list[str]) -> None:
     with suppress(UserError):

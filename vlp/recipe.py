@@ -5,6 +5,7 @@ composed as scale < `extends` < recipe < `key=value` overrides; the last one win
 """
 
 import functools
+import json
 import operator
 import os
 import uuid
@@ -191,9 +192,16 @@ def _check_towers(recipe: Recipe, needs: Needs) -> None:
             raise ValueError(f"{heads_key}: {width_key}={width} does not divide over {count} heads")
 
 
+def _parse_yaml(text: str) -> Any:
+    """Raises yaml.YAMLError, ValueError (also for a value that contains itself) or RecursionError."""
+    content = yaml.safe_load(text)
+    json.dumps(content, skipkeys=True, default=str)  # finds the circle
+    return content
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = _parse_yaml(path.read_text())
     except OSError as error:
         siblings = [str(file) for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         shipped = ", ".join(sorted(file.stem for file in SHIPPED_RECIPES.glob("*.yaml")))
@@ -242,7 +250,7 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     if not equals or not key:
         raise UserError(f"override '{text}' is not of the form dotted.key=value, as in train.steps=20")
     try:
-        return key.split("."), yaml.safe_load(value)
+        return key.split("."), _parse_yaml(value)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"override '{text}': the value is not YAML: {error}") from None
 
