@@ -162,6 +162,17 @@ def test_truncated_prompts(prompt: str, answer: str, context: int) -> None:
         assert chosen == list(range(start, len(ids)))
 
 
+def absent_loss(objective, model, batch, tokens):
+    """The loss of a task that has no answer token in the batch, seen to be zero."""
+    totals = objective.counts(batch)
+    assert totals["present"] == 0
+    features = Features(model, None, batch, frozenset(), 0, 0)
+    features.patch_embeds = tokens
+    loss = objective(features, totals).loss
+    assert loss == 0
+    return loss
+
+
 def test_a_task_whose_prompts_are_all_cut_off(model, tiny_recipe, leaf) -> None:
     """Prompts as long as the context leave no answer token anywhere: zero loss, finite gradients."""
     recipe, tokens = tiny_recipe("goldiclip"), leaf(2, 2, 16, seed=3)
@@ -169,12 +180,7 @@ def test_a_task_whose_prompts_are_all_cut_off(model, tiny_recipe, leaf) -> None:
     objective = Decoding(recipe, recipe.objectives["vqa"], model)
     for others in ({}, {"caption": prompts_of(ROWS["caption"], [0, 1])}):
         batch = Batch(torch.arange(2), prompts={"vqa": cut, **others})
-        totals = objective.counts(batch)
-        assert totals["present"] == 0
-        features = Features(model, None, batch, frozenset(), 0, 0)
-        features.patch_embeds = tokens
-        loss = objective(features, totals).loss
-        assert loss == 0
+        loss = absent_loss(objective, model, batch, tokens)
         (gradient,) = torch.autograd.grad(loss, tokens)
         assert not gradient.any()
 
@@ -191,12 +197,7 @@ def test_a_task_without_samples_gives_zero_and_leaves_the_others_alone(model, ti
 
     objective = Decoding(recipe, recipe.objectives["grounded"], model)
     batch = Batch(torch.arange(3), prompts=dict.fromkeys(TASKS, empty))
-    totals = objective.counts(batch)
-    assert totals["present"] == 0
-    features = Features(model, None, batch, frozenset(), 0, 0)
-    features.patch_embeds = tokens
-    loss = objective(features, totals).loss
-    assert loss == 0
+    loss = absent_loss(objective, model, batch, tokens)
     gradients = torch.autograd.grad(loss, [tokens, *model.decoder.parameters(), model.text.positional_embedding])
     assert not any(gradient.any() for gradient in gradients)  # every module ran, none learns from the placeholder
 

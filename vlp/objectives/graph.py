@@ -86,7 +86,7 @@ class ObjectiveGraph(nn.Module):
 
     @torch.no_grad()
     def end_step(self) -> None:
-        """After the optimizer's step: centers, IDF and teachers move."""
+        """After the optimizer's step: centers and teachers move."""
         for objective in self.objectives.values():
             objective.end_step()
         if self.teacher is not None:
