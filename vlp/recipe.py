@@ -149,11 +149,6 @@ def _check_objectives(recipe: Recipe) -> Needs:
     for name, settings in recipe.objectives.items():
         objective = REGISTRY[settings.type]
         try:
-            if recipe.train.accumulation > 1 and not objective.splits_batch:
-                raise ValueError(
-                    f"{settings.type} contrasts the whole batch, which train.accumulation={recipe.train.accumulation} "
-                    "splits; set it to 1, with a smaller train.batch_size or more ranks"
-                )
             objective.check(recipe, settings)
             own = objective.needs(recipe, settings)
             for request in own.data.captions:

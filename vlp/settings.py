@@ -110,6 +110,8 @@ class VisionSettings(Section):
     depth: Positive | None = None
     heads: Positive | None = None
     pooling: Literal["cls", "average"] = "cls"
+    patch_dropout: float = Field(0.0, ge=0, lt=1, description="share of the patches left out in training (FLIP, C7)")
+    locked: bool = Field(False, description="the tower keeps its initial weights (LiT)")
 
 
 class TextSettings(Section):
@@ -148,6 +150,7 @@ class ModelSettings(Section):
     logit_scale_max: float = Field(100.0, gt=0)
     logit_bias: float = Field(-10.0, description="start of the sigmoid losses' learned bias")
     teacher_momentum: Momentum = 0.996
+    init: str | None = Field(None, description="a run folder whose weights the student starts from")
 
     @model_validator(mode="after")
     def _starts_below_its_limit(self) -> "ModelSettings":
@@ -208,3 +211,4 @@ class ObjectiveSettings(Section):
     """What every objective has."""
 
     weight: float = Field(1.0, gt=0, description="multiplies the objective's whole term of the total")
+    starts_at: float = Field(0.0, ge=0, lt=1, description="share of train.steps after which the objective trains")

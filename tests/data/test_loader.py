@@ -81,7 +81,7 @@ def make_recipe(folder: Path, *overrides: str, name: str = "goldi_super") -> Rec
 
 
 def load(recipe: Recipe, rank: int = 0, ranks: int = 1, positions=None, step: int = 0):
-    return make_loader(recipe, graph_needs(recipe).data, rank, ranks, positions or {}, step)
+    return make_loader(recipe, lambda _: graph_needs(recipe).data, rank, ranks, positions or {}, step)
 
 
 def numbers(loaded: Loaded) -> list[int]:
@@ -340,6 +340,6 @@ def test_reading_in_the_training_process_leaves_its_threads_alone(folder: Path) 
 def test_streams_that_have_no_position_begin_at_the_start(folder: Path) -> None:
     needs = DataNeeds(images=True, captions=(CaptionRequest("raw"),))
     recipe = make_recipe(folder, "train.batch_size=2")
-    whole = next(make_loader(recipe, needs, 0, 1, {}, 0))
-    partly = next(make_loader(recipe, needs, 0, 1, {0: START}, 0))
+    whole = next(make_loader(recipe, lambda _: needs, 0, 1, {}, 0))
+    partly = next(make_loader(recipe, lambda _: needs, 0, 1, {0: START}, 0))
     assert numbers(whole) == numbers(partly)

@@ -101,7 +101,6 @@ class Given(Features):
     """Features of `own` images out of all, whose tensors are given instead of computed."""
 
     image_tokens = image_embeds = patch_embeds = student_views = teacher_views = None
-    index_everywhere = images_everywhere = None
 
     def __init__(
         self,
@@ -119,12 +118,12 @@ class Given(Features):
         index_G = torch.arange(len(texts_GKD)) if index is None else torch.tensor(index)
         batch = tensors.pop("batch", None) or Batch(index_B=index_G[own])
         super().__init__(model, teacher, batch, frozenset({name}), seed, step)
-        self.index_everywhere = index_G
-        self._given_texts = {name: texts_GKD}
-        self._given_own = own
+        self._given_texts = {name: texts_GKD[own]}
+        self.everywhere = {"index": index_G, f"texts/{name}": texts_GKD}
         if "images_GD" in tensors:
-            self.images_everywhere = tensors.pop("images_GD")
-            self.image_embeds = self.images_everywhere[own]
+            self.everywhere["images"] = tensors.pop("images_GD")
+            self.image_embeds = self.everywhere["images"][own]
+        self.own = {key: tensor[own] for key, tensor in self.everywhere.items()}
         if "patches_GPD" in tensors:
             self.patch_embeds = tensors.pop("patches_GPD")[own]
         for attribute, tensor in tensors.items():
@@ -132,9 +131,6 @@ class Given(Features):
             setattr(self, attribute, tensor)
 
     def texts(self, name: str) -> Tensor:
-        return self._given_texts[name][self._given_own]
-
-    def texts_everywhere(self, name: str) -> Tensor:
         return self._given_texts[name]
 
 

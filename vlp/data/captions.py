@@ -9,24 +9,28 @@ import numpy as np
 
 from vlp.settings import FieldMap
 
-CaptionKind = Literal["raw", "short", "long", "any", "diverse"]
+CaptionKind = Literal["raw", "short", "long", "any", "diverse", "mixed"]
 _SENTENCE_END = re.compile(r"\n|</s>|\.+(?=\s|</s>|$)")
 
 
 @dataclass(frozen=True)
 class CaptionRequest:
-    """`count` captions of one kind for every image."""
+    """`count` captions of one kind for every image; `long_share` is the probability that a mixed one is long (C6)."""
 
     kind: CaptionKind
     count: int = 1
+    long_share: float = 0.2
 
     @property
     def name(self) -> str:
-        return self.kind if self.count == 1 else f"{self.kind}x{self.count}"
+        kind = f"{self.kind}{self.long_share:g}" if self.kind == "mixed" else self.kind
+        return kind if self.count == 1 else f"{kind}x{self.count}"
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The caption fields that can serve it."""
+        if self.kind == "mixed":
+            return ("short", "long")
         return (self.kind,) if self.kind in ("raw", "short", "long") else ("raw", "short", "long")
 
 
@@ -54,12 +58,21 @@ def sample_captions(captions: Mapping[str, list[str]], request: CaptionRequest, 
     texts = [text for kind in request.fields for text in captions[kind]]
     if not texts:
         return []
+    if request.kind == "mixed":
+        return [mixed_caption(captions, request.long_share, rng) for _ in range(request.count)]
     if request.kind == "diverse":
         sentences = [sentence for text in texts for sentence in split_sentences(text)]
         return [diverse_caption(sentences, rng) for _ in range(request.count)] if sentences else []
     if len(texts) >= request.count:
         return [texts[i] for i in rng.permutation(len(texts))[: request.count]]
     return [texts[i] for i in rng.integers(0, len(texts), request.count)]
+
+
+def mixed_caption(captions: Mapping[str, list[str]], long_share: float, rng: np.random.Generator) -> str:
+    """One caption: long with that probability, else short; of the other kind where the sample has none."""
+    kinds = ("long", "short") if rng.random() < long_share else ("short", "long")
+    texts = next(captions[kind] for kind in kinds if captions[kind])
+    return texts[rng.integers(len(texts))]
 
 
 def diverse_caption(sentences: list[str], rng: np.random.Generator) -> str:

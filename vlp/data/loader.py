@@ -8,9 +8,9 @@ and a position is, per stream, (epoch, shard, samples taken of it).
 
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class StreamDataset(IterableDataset):
     def __init__(
         self,
         shards: list[str],
-        needs: DataNeeds,
+        needs: Callable[[int], DataNeeds],
         recipe: Recipe,
         streams: list[int],
         positions: dict[int, Position],
@@ -77,7 +77,7 @@ class StreamDataset(IterableDataset):
     def _parts(self, streams: list[int]) -> Iterator[Loaded]:
         readers = {stream: self._samples(stream) for stream in streams}
         positions: dict[int, Position] = {}
-        while True:
+        for micro_batch in count():
             samples, numbers, skipped = [], [], Counter()
             for stream, reader in readers.items():
                 for drawn in islice(reader, self.each):
@@ -85,7 +85,8 @@ class StreamDataset(IterableDataset):
                     numbers.append(drawn.number)
                     positions[stream] = drawn.position
                     skipped.update(drawn.skipped)
-            yield Loaded(collate(samples, numbers, self.needs, self.recipe), dict(positions), skipped)
+            needs = self.needs(self.step + micro_batch // self.recipe.train.accumulation)
+            yield Loaded(collate(samples, numbers, needs, self.recipe), dict(positions), skipped)
 
     def _samples(self, stream: int) -> Iterator[Drawn]:
         """Endless; an epoch that is read from its begin to its end without a usable sample stops the run."""
@@ -98,7 +99,8 @@ class StreamDataset(IterableDataset):
                 number = place * streams + stream
                 rng = np.random.default_rng((train.seed, epoch, zlib.crc32(raw["__key__"].encode())))
                 try:
-                    sample = make_sample(raw, self.needs, self.recipe, self.step + step + number, rng)
+                    needs = self.needs(self.step + step)
+                    sample = make_sample(raw, needs, self.recipe, self.step + step + number, rng)
                 except BadSample as reason:
                     skipped[str(reason)] += 1
                     continue
@@ -122,8 +124,8 @@ class StreamDataset(IterableDataset):
                 continue
             already = taken if place == first else 0
             samples = shuffled_shard(self.shards[shard], buffer, (seed, epoch, shard))
-            for count, raw in enumerate(islice(samples, already, None), start=already + 1):
-                yield raw, (epoch, place, count)
+            for number, raw in enumerate(islice(samples, already, None), start=already + 1):
+                yield raw, (epoch, place, number)
 
     def _order(self, stream: int, epoch: int) -> list[int]:
         """Which shards the stream reads in this epoch."""
@@ -143,11 +145,17 @@ def training_shards(recipe: Recipe) -> list[str]:
 
 
 def make_loader(
-    recipe: Recipe, needs: DataNeeds, rank: int, ranks: int, positions: dict[int, Position], step: int
+    recipe: Recipe,
+    needs: Callable[[int], DataNeeds],
+    rank: int,
+    ranks: int,
+    positions: dict[int, Position],
+    step: int,
 ) -> Iterator[Loaded]:
     """Endless micro-batches of this rank, `train.accumulation` of them a step, beginning with step `step`.
 
     Args:
+        needs: what the samples of a step are read for.
         positions: where each stream of this rank goes on; streams that it lacks begin at the start.
 
     Raises:

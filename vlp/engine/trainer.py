@@ -6,6 +6,7 @@ import socket
 import warnings
 from collections import Counter
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.torch_autocast import autocast_if_enabled
 from torch import Tensor
 
 from vlp.data.loader import Loaded, make_loader
@@ -31,7 +33,7 @@ from vlp.engine.optimizer import learning_rate, make_optimizer
 from vlp.errors import UserError
 from vlp.evaluation.evaluate import evaluate_state
 from vlp.evaluation.table import print_result
-from vlp.objectives.graph import ObjectiveGraph
+from vlp.objectives.graph import ObjectiveGraph, data_needs
 from vlp.recipe import Recipe
 from vlp.run import open_run
 
@@ -83,7 +85,8 @@ def run_steps(
 ) -> None:
     """Steps `start` to `train.steps`."""
     settings, graph = recipe.train, engine.module
-    loader = make_loader(recipe, graph.needs.data, rank(), world_size(), positions, start)
+    needs = partial(data_needs, recipe)
+    loader = make_loader(recipe, needs, rank(), world_size(), positions, start)
     skipped: Counter[str] = Counter()
     watch = Stopwatch()
     graph.train()
@@ -93,13 +96,15 @@ def run_steps(
         batches = [part.batch.to(device) for part in loaded]
         skipped.update(sum((part.skipped for part in loaded), Counter()))
 
-        totals = graph.begin_step(batches)
+        totals = graph.begin_step(batches, step)
+        with autocast_if_enabled(engine):
+            caches = graph.cache_shared(batches, totals, step)
         rate = learning_rate(step, settings)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         report: dict[str, Tensor] = {}
-        for batch in batches:
-            total, part = engine(batch, totals, step)
+        for batch, cache in zip(batches, caches, strict=True):
+            total, part = engine(batch, totals, step, cache)
             engine.backward(total)
             report = add_reports(report, part)
             if batch is batches[-1]:
@@ -109,7 +114,7 @@ def run_steps(
                 gradients.report(step)
             engine.step()
         norm = engine.get_global_grad_norm() if norm is None else norm
-        graph.end_step()
+        graph.end_step(step)
 
         done = step + 1
         if monitor:
@@ -205,7 +210,7 @@ def start_process_group() -> None:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)  # what DeepSpeed calls
     deepspeed.init_distributed(verbose=False)
-    if get_accelerator().device_name() == "cpu":
+    if get_accelerator().device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])))
         torch.set_num_threads(threads)
     else:

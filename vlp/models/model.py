@@ -30,6 +30,7 @@ class VisionLanguageModel(nn.Module):
         super().__init__()
         model = recipe.model
         self.vision = VisionTower(model.vision, recipe.data)
+        self.vision.requires_grad_(not model.vision.locked)
         if recipe.engine.activation_checkpointing:
             self.vision.vit.set_grad_checkpointing()
         if "image_projection" in modules:

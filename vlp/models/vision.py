@@ -6,6 +6,7 @@ Shapes: B images, H W pixels, N tokens (class token, where there is one, then P 
 import timm
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vlp.settings import DataSettings, VisionSettings
 
@@ -20,6 +21,7 @@ class VisionTower(nn.Module):
         self.patch_size: int = self.vit.patch_embed.patch_size[0]
         self.prefix: int = self.vit.num_prefix_tokens
         self.pooling = settings.pooling
+        self.patch_dropout = settings.patch_dropout
         self.register_buffer("mean", torch.tensor(data.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(data.std).view(3, 1, 1), persistent=False)
 
@@ -29,9 +31,25 @@ class VisionTower(nn.Module):
             return images_B3HW
         return (images_B3HW.to(self.mean.dtype) / 255 - self.mean) / self.std
 
-    def forward(self, images_B3HW: Tensor) -> Tensor:
-        """[B, N, W] tokens after the last norm."""
-        return self.vit(self.normalise(images_B3HW))
+    def forward(self, images_B3HW: Tensor, kept_BK: Tensor | None = None) -> Tensor:
+        """[B, N, W] tokens after the last norm.
+
+        Args:
+            kept_BK: the places of the patches that are kept; all of them where it is None.
+        """
+        if kept_BK is None:
+            return self.vit(self.normalise(images_B3HW))
+        vit = self.vit
+        x_BNW = vit._pos_embed(vit.patch_embed(self.normalise(images_B3HW)))
+        patches_BKW = x_BNW[:, self.prefix :].gather(1, kept_BK[:, :, None].expand(-1, -1, self.width))
+        x_BNW = vit.norm_pre(torch.cat([x_BNW[:, : self.prefix], patches_BKW], dim=1))
+        for block in vit.blocks:
+            x_BNW = checkpoint(block, x_BNW, use_reentrant=False) if vit.grad_checkpointing else block(x_BNW)
+        return vit.norm(x_BNW)
+
+    def patches_of(self, images_B3HW: Tensor) -> int:
+        """How many patches a picture of this size has."""
+        return (images_B3HW.shape[-2] // self.patch_size) * (images_B3HW.shape[-1] // self.patch_size)
 
     def pool(self, tokens_BNW: Tensor) -> Tensor:
         """[B, W]: the class token, or the mean of the patch tokens."""

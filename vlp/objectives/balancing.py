@@ -29,11 +29,13 @@ class Balancer(nn.Module):
         """This micro-batch's share of the total, and every objective's weight as it multiplies its loss.
 
         Args:
-            losses: shares of the global losses; present: bool, false for what the global batch has no sample of.
+            losses: shares of the global losses; one that is not there counts as absent.
+            present: bool, false for what the global batch has no sample of.
             share: one over the number of micro-batches of all ranks in the step.
         """
-        stacked = torch.stack([losses[name] for name in self.names])
-        there = torch.stack([present[name] for name in self.names]).to(stacked)
+        absent = torch.zeros_like(next(iter(losses.values())))
+        stacked = torch.stack([losses.get(name, absent) for name in self.names])
+        there = torch.stack([present.get(name, absent).to(stacked) for name in self.names])
         if self.log_variances is None:
             return (self.weights * there * stacked).sum(), dict(zip(self.names, self.weights, strict=True))
         total = uncertainty_total(stacked, self.log_variances.to(stacked), self.weights, there, share)

@@ -1,19 +1,17 @@
-"""Softmax contrast between images and captions: CLIP [arXiv 2103.00020].
+"""Contrast between images and captions: CLIP's softmax [arXiv 2103.00020] and SigLIP's sigmoid [arXiv 2303.15343].
 
-Shapes: B own images, G images of the global batch, D joint width.
+Shapes: B own images, G images of the global batch, K captions per image, T texts, D joint width.
 """
 
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from vlp.data.batch import Batch, DataNeeds
-from vlp.data.captions import CaptionKind, CaptionRequest
-from vlp.objectives.interface import Needs, Objective, Terms, Totals
+from vlp.objectives.interface import CaptionSettings, Needs, Objective, Terms, Totals
 from vlp.precision import full, without_autocast
-from vlp.settings import ObjectiveSettings
 
 
 @without_autocast
@@ -37,32 +35,80 @@ def softmax_contrast(
     return (image_to_text + text_to_image) / 2
 
 
-class SoftmaxContrastive(Objective):
-    """CLIP's loss, a mean over the global batch in both directions, on one caption per image."""
+@without_autocast
+def all_cosines(images_BD: Tensor, texts_TD: Tensor) -> Tensor:
+    """[B, T] cosine of every image with every text, float32."""
+    return normalize(full(images_BD), dim=-1) @ normalize(full(texts_TD), dim=-1).T
 
-    class Settings(ObjectiveSettings):
-        type: Literal["softmax_contrastive"]
-        captions: CaptionKind = "any"
 
-    splits_batch = False
+def sigmoid_contrast(cosines: Tensor, positive: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """-sum log sigmoid(y * (s * cos + b)), y = 1 where `positive`, else -1. Any shape; a float32 scalar."""
+    logits = scale * full(cosines) + bias
+    return -logsigmoid(torch.where(positive, logits, -logits)).sum()
+
+
+def agnostic_sum(features, texts: str, scale: Tensor, bias: Tensor) -> Tensor:
+    """The sigmoid contrast of the own images' text-agnostic embeddings with every caption of the global batch."""
+    texts_GKD = features.everywhere[texts]
+    own_BG = features.batch.index_B[:, None] == features.everywhere["index"]
+    cosines_BT = all_cosines(features.own["images"], texts_GKD.flatten(0, 1))
+    return sigmoid_contrast(cosines_BT, own_BG.repeat_interleave(texts_GKD.shape[1], dim=1), scale, bias)
+
+
+class PairContrastive(Objective):
+    """Contrast of every image with the captions of all images, on text-agnostic embeddings."""
+
+    Settings = CaptionSettings
+    modules = frozenset({"image_projection", "text", "logit_scale"})
 
     @classmethod
-    def needs(cls, recipe, settings: Settings) -> Needs:
-        request = CaptionRequest(settings.captions)
+    def needs(cls, recipe, settings: CaptionSettings) -> Needs:
         return Needs(
-            DataNeeds(images=True, captions=(request,)),
-            modules=frozenset({"image_projection", "text", "logit_scale"}),
-            texts=frozenset({request.name}),
+            DataNeeds(images=True, captions=(settings.request,)),
+            modules=cls.modules,
+            texts=frozenset({settings.request.name}),
         )
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"present": torch.tensor(len(batch))}
 
+    @property
+    def texts(self) -> str:
+        """What the captions' embeddings are called among the shared tensors."""
+        return f"texts/{self.settings.request.name}"
+
+    def shared(self, features) -> dict[str, Tensor]:
+        return {"images": features.image_embeds, self.texts: features.texts(self.settings.request.name)}
+
+
+class SoftmaxContrastive(PairContrastive):
+    """CLIP's loss, a mean over the global batch in both directions; with K captions per image, the mean of K such
+    losses, the k-th among everyone's k-th captions."""
+
+    class Settings(CaptionSettings):
+        type: Literal["softmax_contrastive"]
+
     def forward(self, features, totals: Totals) -> Terms:
-        name = CaptionRequest(self.settings.captions).name
         scale = features.model.logit_scale()
-        texts_BD, texts_GD = features.texts(name)[:, 0], features.texts_everywhere(name)[:, 0]
-        loss = softmax_contrast(
-            features.image_embeds, texts_BD, features.images_everywhere, texts_GD, features.place_B, scale
-        )
-        return Terms(loss / totals["present"], {"logit_scale": scale.detach()})
+        images_BD, texts_BKD = features.own["images"], features.own[self.texts]
+        images_GD, texts_GKD = features.everywhere["images"], features.everywhere[self.texts]
+        losses = [
+            softmax_contrast(images_BD, texts_BKD[:, k], images_GD, texts_GKD[:, k], features.place_B, scale)
+            for k in range(self.settings.captions_per_image)
+        ]
+        return Terms(sum(losses) / len(losses) / totals["present"], {"logit_scale": scale.detach()})
+
+
+class SigmoidContrastive(PairContrastive):
+    """SigLIP's loss [arXiv 2303.15343]: every pair is a yes-or-no question; the sum over all pairs divided by the
+    number of captions in the global batch."""
+
+    class Settings(CaptionSettings):
+        type: Literal["sigmoid_contrastive"]
+
+    modules = PairContrastive.modules | {"logit_bias"}
+
+    def forward(self, features, totals: Totals) -> Terms:
+        scale, bias = features.model.logit_scale(), features.model.logit_bias()
+        loss = agnostic_sum(features, self.texts, scale, bias) / (totals["present"] * self.settings.captions_per_image)
+        return Terms(loss, {"logit_scale": scale.detach(), "logit_bias": bias.detach()})

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from vlp.data.batch import Batch, DataNeeds
 from vlp.data.captions import CaptionKind
-from vlp.engine.distributed import sum_over_ranks
 from vlp.models.ema import copy_student, update_teacher
 from vlp.models.model import VisionLanguageModel
 from vlp.objectives.drawing import draw_caption, draw_others
 from vlp.objectives.interface import CaptionSettings, Needs, Objective, Terms, Totals
 from vlp.precision import full, without_autocast
-from vlp.settings import Positive, Share
+from vlp.settings import ObjectiveSettings, Positive, Share
 
 
 def teacher_targets(teacher_GbC: Tensor, center_C: Tensor, temperature: float) -> Tensor:
@@ -52,129 +51,170 @@ class PrototypeHead(nn.Module):
         self.teacher = nn.Linear(width, prototypes, bias=False)
         copy_student(self.teacher, self.student)
         self.register_buffer("center_C", torch.zeros(prototypes))
-        self.seen: list[tuple[Tensor, int]] = []
 
-    def forward(
-        self, student_SbD: Tensor, teacher_GbD: Tensor, student_temperature: float, teacher_temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """The loss summed over images, and the entropy of the mean target (0 when the teacher has collapsed)."""
+    def targets(self, teacher_GbD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """The twin's softmax targets [G, b, C], and the sum [C] of what it said, for the center."""
         with torch.no_grad():
             teacher_GbC = full(self.teacher(teacher_GbD))
-            targets_GbC = teacher_targets(teacher_GbC, self.center_C, teacher_temperature)
-            mean_C = targets_GbC.sum((0, 1)) / max(1, targets_GbC.shape[:2].numel())
-        if self.training:
-            self.seen.append((teacher_GbC.sum((0, 1)), teacher_GbC.shape[0] * teacher_GbC.shape[1]))
-        loss = distillation_loss(self.student(student_SbD), targets_GbC, student_temperature)
-        return loss, -(mean_C * mean_C.clamp(min=1e-12).log()).sum()
+            return teacher_targets(teacher_GbC, self.center_C, temperature), teacher_GbC.sum((0, 1))
 
     @torch.no_grad()
-    def end_step(self, teacher_momentum: float, center_momentum: float) -> None:
+    def end_step(self, sum_C: Tensor, count: Tensor, teacher_momentum: float, center_momentum: float) -> None:
         """After use: c <- m c + (1 - m) * mean over the global batch; the twin moves towards the student."""
-        if not self.seen:
-            return
-        count = sum(count for _, count in self.seen)
-        total = sum_over_ranks(
-            {"sum": sum(part for part, _ in self.seen), "count": torch.tensor(count, device=self.center_C.device)}
-        )
-        mean_C = torch.where(total["count"] > 0, total["sum"] / total["count"].clamp(min=1), self.center_C)
-        self.center_C.lerp_(mean_C, 1 - center_momentum)
-        self.seen.clear()
+        mean_C = torch.where(count > 0, sum_C / count.clamp(min=1), self.center_C)
+        self.center_C.lerp_(mean_C.to(self.center_C), 1 - center_momentum)
         update_teacher(self.teacher, self.student, teacher_momentum)
 
 
-class TextConditionedDistillation(Objective):
-    """L_SD = L_ta + L_tc.
+class DistillationSettings(ObjectiveSettings):
+    """What the objectives that compare views with a teacher's have."""
 
-    z_ta = P_ta v_g(view); z_tc = P_tc mean_N v_tc(view | t_n). P_tc is linear, and so is the pooling's output
-    projection, hence the mean over captions is taken before both. The captions that condition an image's views are
-    its own K and one drawn caption of `negatives` other images; their gradient flows through the student branch only.
-    """
+    prototypes: Annotated[int, Field(ge=2)] = 65_536
+    student_temperature: float = Field(0.1, gt=0)
+    teacher_temperature: float = Field(0.04, gt=0)
+    center_momentum: float = Field(0.9, ge=0, lt=1)
+    share: Share = Field(1.0, description="share of the images whose views are drawn")
 
-    class Settings(CaptionSettings):
-        type: Literal["text_conditioned_distillation"]
-        captions: CaptionKind = "diverse"
-        captions_per_image: Positive = 8
-        negatives: Annotated[int, Field(ge=0)] = 64
-        prototypes: Annotated[int, Field(ge=2)] = 65_536
-        student_temperature: float = Field(0.1, gt=0)
-        teacher_temperature: float = Field(0.04, gt=0)
-        center_momentum: float = Field(0.9, ge=0, lt=1)
-        share: Share = Field(1.0, description="share of the images whose views are drawn")
 
-    splits_batch = False
+class SelfDistillation(Objective):
+    """L_ta: DINO's loss between views of an image, on the text-agnostic embedding z_ta = P_ta v_g(view), as in SILC
+    [docs/method.md 4]."""
 
-    def __init__(self, recipe, settings: Settings, model: VisionLanguageModel):
+    class Settings(DistillationSettings):
+        type: Literal["self_distillation"]
+
+    modules = frozenset({"image_projection"})
+
+    def __init__(self, recipe, settings: DistillationSettings, model: VisionLanguageModel):
         super().__init__(recipe, settings, model)
         self.teacher_momentum = recipe.model.teacher_momentum
         self.agnostic = PrototypeHead(recipe.model.embed_dim, settings.prototypes)
-        self.conditioned = PrototypeHead(recipe.model.embed_dim, settings.prototypes)
 
     @classmethod
-    def check(cls, recipe, settings: Settings) -> None:
-        if recipe.data.views is None:
-            raise ValueError("distillation compares views of an image; set data.views.global_count and local_count")
-        if recipe.model.pooling is None:
-            raise ValueError("text-conditioned distillation reads model.pooling, which is null; remove that line")
+    def check(cls, recipe, settings: DistillationSettings) -> None:
         views = recipe.data.views
+        if views is None:
+            raise ValueError("distillation compares views of an image; set data.views.global_count and local_count")
         if views.global_count + views.local_count < 2:
             raise ValueError("distillation needs two views or more; raise data.views.global_count or local_count")
 
     @classmethod
-    def needs(cls, recipe, settings: Settings) -> Needs:
-        image = frozenset({"image_projection", "patch_projection", "pooling"})
+    def needs(cls, recipe, settings: DistillationSettings) -> Needs:
         return Needs(
-            DataNeeds(images=True, captions=(settings.request,), view_share=settings.share),
-            modules=image | {"text"},
-            teacher_modules=image,
-            texts=frozenset({settings.request.name}),
+            DataNeeds(images=True, view_share=settings.share), modules=cls.modules, teacher_modules=cls.modules
         )
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"present": torch.tensor(len(batch.view_rows_b))}
 
     def forward(self, features, totals: Totals) -> Terms:
-        texts_bND = self.conditioning_texts(features)
-        student_ta, student_tc = self.embed(features.model, features.student_views, texts_bND)
+        student = agnostic_views(features.model, features.student_views)
         with torch.no_grad():
-            teacher_ta, teacher_tc = self.embed(features.teacher, features.teacher_views, texts_bND.detach())
-        temperatures = self.settings.student_temperature, self.settings.teacher_temperature
-        agnostic, entropy_ta = self.agnostic(student_ta, teacher_ta, *temperatures)
-        conditioned, entropy_tc = self.conditioned(student_tc, teacher_tc, *temperatures)
-        images = totals["present"].clamp(min=1)
-        return Terms(
-            (agnostic + conditioned) / images,
-            {"teacher_entropy_agnostic": entropy_ta, "teacher_entropy_conditioned": entropy_tc},
+            teacher = agnostic_views(features.teacher, features.teacher_views)
+        return self.distil(totals, agnostic=(student, teacher))
+
+    def distil(self, totals: Totals, **views: tuple[Tensor, Tensor]) -> Terms:
+        """The terms of the loss, added up; each is named by its head and has the views of student [S, b, D] and
+        teacher [G, b, D]."""
+        terms = Terms(torch.zeros((), device=totals["present"].device))
+        for name, (student_SbD, teacher_GbD) in views.items():
+            head: PrototypeHead = getattr(self, name)
+            targets_GbC, terms.observed[name] = head.targets(teacher_GbD, self.settings.teacher_temperature)
+            terms.observed["views"] = torch.tensor(teacher_GbD.shape[0] * teacher_GbD.shape[1])
+            loss = distillation_loss(head.student(student_SbD), targets_GbC, self.settings.student_temperature)
+            terms.loss = terms.loss + loss / totals["present"].clamp(min=1)
+            terms.scalars[f"teacher_entropy_{name}"] = mean_entropy(targets_GbC)
+        return terms
+
+    def end_step(self, observed: Totals) -> None:
+        for name, head in self.named_children():
+            momenta = self.teacher_momentum, self.settings.center_momentum
+            head.end_step(observed[name], observed["views"], *momenta)
+
+
+class TextConditionedDistillation(SelfDistillation):
+    """L_SD = L_ta + L_tc.
+
+    z_tc = P_tc mean_N v_tc(view | t_n). P_tc is linear, and so is the pooling's output projection, hence the mean over
+    captions is taken before both. The captions that condition an image's views are its own K and one drawn caption of
+    `negatives` other images; their gradient flows through the student branch only.
+    """
+
+    class Settings(DistillationSettings, CaptionSettings):
+        type: Literal["text_conditioned_distillation"]
+        captions: CaptionKind = "diverse"
+        captions_per_image: Positive = 8
+        negatives: Annotated[int, Field(ge=0)] = 64
+
+    modules = frozenset({"image_projection", "patch_projection", "pooling"})
+
+    def __init__(self, recipe, settings: Settings, model: VisionLanguageModel):
+        super().__init__(recipe, settings, model)
+        self.conditioned = PrototypeHead(recipe.model.embed_dim, settings.prototypes)
+
+    @classmethod
+    def check(cls, recipe, settings: Settings) -> None:
+        super().check(recipe, settings)
+        if recipe.model.pooling is None:
+            raise ValueError("text-conditioned distillation reads model.pooling, which is null; remove that line")
+
+    @classmethod
+    def needs(cls, recipe, settings: Settings) -> Needs:
+        return super().needs(recipe, settings) | Needs(
+            DataNeeds(captions=(settings.request,)),
+            modules=frozenset({"text"}),
+            texts=frozenset({settings.request.name}),
         )
+
+    @property
+    def texts(self) -> str:
+        """What the captions' embeddings are called among the shared tensors."""
+        return f"texts/{self.settings.request.name}"
+
+    def shared(self, features) -> dict[str, Tensor]:
+        return {self.texts: features.texts(self.settings.request.name)}
+
+    def forward(self, features, totals: Totals) -> Terms:
+        texts_bND = self.conditioning_texts(features)
+        student = agnostic_views(features.model, features.student_views)
+        conditioned = conditioned_views(features.model, features.student_views, texts_bND)
+        with torch.no_grad():
+            teacher = agnostic_views(features.teacher, features.teacher_views)
+            teacher_conditioned = conditioned_views(features.teacher, features.teacher_views, texts_bND)
+        return self.distil(totals, agnostic=(student, teacher), conditioned=(conditioned, teacher_conditioned))
 
     def conditioning_texts(self, features) -> Tensor:
         """[b, N, D]: own captions, then one drawn caption of each of `negatives` other images."""
-        name, captions = self.settings.request.name, self.settings.captions_per_image
-        batch, index_G = features.batch, features.index_everywhere
-        own_bKD = features.texts(name)[batch.view_rows_b]
+        batch, index_G, texts_GKD = features.batch, features.everywhere["index"], features.everywhere[self.texts]
+        own_bKD = features.own[self.texts][batch.view_rows_b]
         count = min(self.settings.negatives, len(index_G) - 1)
         if count == 0:
             return own_bKD
         images_b = batch.index_B[batch.view_rows_b]
         places_bn = draw_others(features.seed, features.step, images_b, index_G, count)
-        drawn_bG = draw_caption(features.seed, features.step, images_b, index_G, captions)
-        others_bnD = features.texts_everywhere(name)[places_bn, drawn_bG.gather(1, places_bn)]
-        return torch.cat([own_bKD, others_bnD], dim=1)
+        drawn_bG = draw_caption(features.seed, features.step, images_b, index_G, texts_GKD.shape[1])
+        return torch.cat([own_bKD, texts_GKD[places_bn, drawn_bG.gather(1, places_bn)]], dim=1)
 
-    @staticmethod
-    def embed(model: VisionLanguageModel, views: list[Tensor], texts_bND: Tensor) -> tuple[Tensor, Tensor]:
-        """Agnostic and conditioned embeddings, [S, b, D] each, of views given as tokens [b, S_i, tokens, W]."""
-        agnostic, conditioned = [], []
-        queries_bND = model.pooling.queries(texts_bND)
-        for tokens_bSNW in views:
-            count = tokens_bSNW.shape[1]
-            flat = tokens_bSNW.flatten(0, 1)
-            agnostic.append(model.image_embeds(flat).unflatten(0, (-1, count)))
-            found_fND = model.pooling.attend(
-                queries_bND.repeat_interleave(count, dim=0), model.pooling.keys_values(model.patch_embeds(flat))
-            )
-            conditioned.append(model.pooling.output(found_fND.mean(1)).unflatten(0, (-1, count)))
-        return torch.cat(agnostic, dim=1).transpose(0, 1), torch.cat(conditioned, dim=1).transpose(0, 1)
 
-    def end_step(self) -> None:
-        for head in (self.agnostic, self.conditioned):
-            head.end_step(self.teacher_momentum, self.settings.center_momentum)
+def agnostic_views(model: VisionLanguageModel, views: list[Tensor]) -> Tensor:
+    """[S, b, D] text-agnostic embeddings of views given as tokens [b, S_i, N, W]."""
+    return torch.cat(
+        [model.image_embeds(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2]) for tokens in views], dim=1
+    ).transpose(0, 1)
+
+
+def conditioned_views(model: VisionLanguageModel, views: list[Tensor], texts_bND: Tensor) -> Tensor:
+    """[S, b, D] text-conditioned embeddings, averaged over the N texts, of views given as tokens [b, S_i, N, W]."""
+    embeds = []
+    queries_bND = model.pooling.queries(texts_bND)
+    for tokens in views:
+        keys_values = model.pooling.keys_values(model.patch_embeds(tokens.flatten(0, 1)))
+        found_fND = model.pooling.attend(queries_bND.repeat_interleave(tokens.shape[1], dim=0), keys_values)
+        embeds.append(model.pooling.output(found_fND.mean(1)).unflatten(0, tokens.shape[:2]))
+    return torch.cat(embeds, dim=1).transpose(0, 1)
+
+
+def mean_entropy(targets_GbC: Tensor) -> Tensor:
+    """The entropy of the mean target: 0 when the teacher says the same of everything (it has collapsed)."""
+    mean_C = targets_GbC.sum((0, 1)) / max(1, targets_GbC.shape[:2].numel())
+    return -(mean_C * mean_C.clamp(min=1e-12).log()).sum()

@@ -4,6 +4,7 @@ A draw is a hash of (seed, step, image, other image), so no split of the batch o
 changes it, and a second pass repeats it [docs/method.md 6].
 """
 
+import torch
 from torch import Tensor
 
 _MULTIPLIERS = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # of splitmix64, as int64
@@ -32,3 +33,9 @@ def draw_others(seed: int, step: int, images_B: Tensor, all_G: Tensor, count: in
     priority_BG = hash_pairs(seed + 1, step, images_B[:, None], all_G[None, :])
     priority_BG = priority_BG.masked_fill(images_B[:, None] == all_G[None, :], -1)
     return priority_BG.topk(min(count, len(all_G) - 1), dim=1).indices
+
+
+def draw_patches(seed: int, step: int, images_B: Tensor, patches: int, count: int) -> Tensor:
+    """int64 [B, count] ascending: for each image that many different ones of its patches."""
+    priority_BP = hash_pairs(seed + 2, step, images_B[:, None], torch.arange(patches, device=images_B.device)[None, :])
+    return priority_BP.topk(count, dim=1).indices.sort(dim=1).values

@@ -14,6 +14,7 @@ from vlp.data.tokens import END, START
 from vlp.engine.distributed import gather
 from vlp.models.model import VisionLanguageModel
 from vlp.objectives.decoding import answer_tokens
+from vlp.objectives.drawing import draw_patches
 
 
 class Features:
@@ -31,16 +32,22 @@ class Features:
         self.model, self.teacher, self.batch = model, teacher, batch
         self.seed, self.step = seed, step
         self._requests = sorted(texts)
-        self._everywhere: dict[str, Tensor] = {}
+        self.own: dict[str, Tensor] = {}
+        self.everywhere: dict[str, Tensor] = {}
 
     # ---- images -------------------------------------------------------------------------------------------------
 
     @cached_property
     def _vision(self) -> list[Tensor]:
         """Tokens of the clean view [B, 1, N, W], then of global and local views where the recipe has them."""
-        batch = self.batch
+        batch, vision = self.batch, self.model.vision
         views = [] if batch.global_views_bG3HW is None else [batch.global_views_bG3HW, batch.local_views_bV3HW]
-        return encode_pictures(self.model, [batch.images_B3HW[:, None], *views])
+        if not vision.patch_dropout:
+            return encode_pictures(self.model, [batch.images_B3HW[:, None], *views])
+        patches = vision.patches_of(batch.images_B3HW)
+        kept = max(1, round(patches * (1 - vision.patch_dropout)))
+        kept_BP = draw_patches(self.seed, self.step, batch.index_B, patches, kept)
+        return [vision(batch.images_B3HW, kept_BP)[:, None], *encode_pictures(self.model, views)]
 
     @property
     def image_tokens(self) -> Tensor:
@@ -118,26 +125,16 @@ class Features:
 
     # ---- the global batch ---------------------------------------------------------------------------------------
 
-    @cached_property
-    def index_everywhere(self) -> Tensor:
-        """int64 [G] the number of each image of the global batch, in the order of the gathered features."""
-        return gather(self.batch.index_B)
+    def share(self, own: dict[str, Tensor], everywhere: dict[str, Tensor] | None = None) -> None:
+        """Exchange the tensors [B, ...] that the losses of other images read: `everywhere` holds them for all G
+        images, in one order, `index` telling whose they are. They are gathered with gradients, or given."""
+        self.own = own
+        self.everywhere = {name: gather(tensor) for name, tensor in own.items()} if everywhere is None else everywhere
 
     @cached_property
     def place_B(self) -> Tensor:
-        """int64 [B] where this rank's images stand in the gathered features."""
-        return (self.batch.index_B[:, None] == self.index_everywhere).int().argmax(1)
-
-    @cached_property
-    def images_everywhere(self) -> Tensor:
-        """[G, D]"""
-        return gather(self.image_embeds)
-
-    def texts_everywhere(self, name: str) -> Tensor:
-        """[G, K, D]"""
-        if name not in self._everywhere:
-            self._everywhere[name] = gather(self.texts(name))
-        return self._everywhere[name]
+        """int64 [B] where the own images stand among all."""
+        return (self.batch.index_B[:, None] == self.everywhere["index"]).int().argmax(1)
 
 
 def encode_pictures(model: VisionLanguageModel, parts: list[Tensor]) -> list[Tensor]:

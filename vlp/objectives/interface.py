@@ -7,6 +7,7 @@ That is what keeps the total the same however the batch is split; the engine's a
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from vlp.data.batch import Batch, DataNeeds
@@ -27,10 +28,11 @@ class CaptionSettings(ObjectiveSettings):
 
     captions: CaptionKind = "any"
     captions_per_image: Positive = 1
+    long_share: float = Field(0.2, ge=0, le=1, description="probability of a long caption where captions is mixed (C6)")
 
     @property
     def request(self) -> CaptionRequest:
-        return CaptionRequest(self.captions, self.captions_per_image)
+        return CaptionRequest(self.captions, self.captions_per_image, self.long_share)
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,18 @@ class Needs:
 
 @dataclass
 class Terms:
-    """This micro-batch's share of the objective's loss (float32, scalar), and scalars to log as they are."""
+    """This micro-batch's share of the objective's loss (float32, scalar), scalars to log as they are, and what
+    `Objective.end_step` reads: it gets the sums over all micro-batches of all ranks."""
 
     loss: Tensor
     scalars: dict[str, Tensor] = field(default_factory=dict)
+    observed: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(nn.Module):
     """One training signal: it says what it reads, owns its heads, and gives its share of the loss."""
 
     Settings: ClassVar[type[ObjectiveSettings]]
-    splits_batch: ClassVar[bool] = True
-    """Whether micro-batches of an accumulated step can be scored one by one (contrast cannot)."""
 
     def __init__(self, recipe: "Recipe", settings: ObjectiveSettings, model: "VisionLanguageModel"):
         super().__init__()
@@ -90,8 +92,14 @@ class Objective(nn.Module):
     def begin_step(self, totals: Totals) -> None:
         """Called once per optimizer step, before the first forward, with the global totals."""
 
+    def shared(self, features: "Features") -> dict[str, Tensor]:
+        """The tensors [B, ...] of the own images that losses of other images read too, by name; objectives that share
+        the same tensor give it the same name. `forward` finds them in `features.own` and, of the whole global batch,
+        in `features.everywhere`. Nothing else may pass between images: that is what makes any split exact."""
+        return {}
+
     def forward(self, features: "Features", totals: Totals) -> Terms:
         raise NotImplementedError
 
-    def end_step(self) -> None:
-        """Called once after each optimizer step."""
+    def end_step(self, observed: Totals) -> None:
+        """Called once after each optimizer step, with the sums of `Terms.observed` over the global batch."""

@@ -8,28 +8,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, logsigmoid, normalize
+from torch.nn.functional import cosine_similarity
 from torch.utils.checkpoint import checkpoint
 
-from vlp.data.batch import Batch, DataNeeds
 from vlp.data.captions import CaptionKind
 from vlp.models.model import VisionLanguageModel
+from vlp.objectives.contrastive import PairContrastive, SigmoidContrastive, agnostic_sum, sigmoid_contrast
 from vlp.objectives.drawing import draw_caption
-from vlp.objectives.interface import CaptionSettings, Needs, Objective, Terms, Totals
-from vlp.precision import full, without_autocast
+from vlp.objectives.interface import CaptionSettings, Terms, Totals
+from vlp.precision import full
 from vlp.settings import Positive
-
-
-@without_autocast
-def all_cosines(images_BD: Tensor, texts_TD: Tensor) -> Tensor:
-    """[B, T] cosine of every image with every text, float32."""
-    return normalize(full(images_BD), dim=-1) @ normalize(full(texts_TD), dim=-1).T
-
-
-def sigmoid_contrast(cosines: Tensor, positive: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """-sum log sigmoid(y * (s * cos + b)), y = 1 where `positive`, else -1. Any shape; a float32 scalar."""
-    logits = scale * full(cosines) + bias
-    return -logsigmoid(torch.where(positive, logits, -logits)).sum()
 
 
 def meet_captions(images_B: Tensor, all_G: Tensor, captions: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
@@ -52,7 +40,7 @@ def meet_captions(images_B: Tensor, all_G: Tensor, captions: int, seed: int, ste
     )
 
 
-class TextConditionedSigmoid(Objective):
+class TextConditionedSigmoid(PairContrastive):
     """L_tcs + L_mps [docs/method.md 2, Losses; 3, Contrastive; 6].
 
     L_tcs = -sum_ij log sigmoid(y_ij (s cos(v_tc(i|t_j), t_j) + b)) / (B + K - 1), over the captions j that i meets.
@@ -66,7 +54,7 @@ class TextConditionedSigmoid(Objective):
         captions_per_image: Positive = 8
         combine: Literal["sum", "mean"] = "sum"
 
-    splits_batch = False
+    modules = SigmoidContrastive.modules | {"patch_projection", "pooling"}
 
     def __init__(self, recipe, settings: Settings, model: VisionLanguageModel):
         super().__init__(recipe, settings, model)
@@ -77,23 +65,12 @@ class TextConditionedSigmoid(Objective):
         if recipe.model.pooling is None:
             raise ValueError("text-conditioned contrast reads model.pooling, which is null; remove that line")
 
-    @classmethod
-    def needs(cls, recipe, settings: Settings) -> Needs:
-        return Needs(
-            DataNeeds(images=True, captions=(settings.request,)),
-            modules=frozenset({"image_projection", "patch_projection", "pooling", "text", "logit_scale", "logit_bias"}),
-            texts=frozenset({settings.request.name}),
-        )
-
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        return {"present": torch.tensor(len(batch))}
-
     def forward(self, features, totals: Totals) -> Terms:
-        model, name, captions = features.model, self.settings.request.name, self.settings.captions_per_image
+        model, captions = features.model, self.settings.captions_per_image
         scale, bias = model.logit_scale(), model.logit_bias()
-        texts_TD = features.texts_everywhere(name).flatten(0, 1)
+        texts_TD = features.everywhere[self.texts].flatten(0, 1)
         met_BN, own_BN = meet_captions(
-            features.batch.index_B, features.index_everywhere, captions, features.seed, features.step
+            features.batch.index_B, features.everywhere["index"], captions, features.seed, features.step
         )
 
         keys_values = model.pooling.keys_values(features.patch_embeds)
@@ -110,13 +87,9 @@ class TextConditionedSigmoid(Objective):
             chunks = zip(met_BN.split(self.chunk, dim=1), own_BN.split(self.chunk, dim=1), strict=True)
             conditioned_sum = sum(checkpoint(conditioned, *chunk, use_reentrant=False) for chunk in chunks)
 
-        cosines_BT = all_cosines(features.image_embeds, texts_TD)
-        positive_BT = (features.batch.index_B[:, None] == features.index_everywhere).repeat_interleave(captions, dim=1)
-        agnostic_sum = sigmoid_contrast(cosines_BT, positive_BT, scale, bias)
-
         images = totals["present"]
         conditioned_loss = conditioned_sum / (images + captions - 1)
-        agnostic_loss = agnostic_sum / (images * captions)
+        agnostic_loss = agnostic_sum(features, self.texts, scale, bias) / (images * captions)
         loss = conditioned_loss + agnostic_loss
         return Terms(
             loss / 2 if self.settings.combine == "mean" else loss,
