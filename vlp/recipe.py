@@ -145,7 +145,7 @@ def _check_split(recipe: Recipe, world_size: int) -> None:
 
 def _check_objectives(recipe: Recipe) -> Needs:
     """What the objectives read together, once nothing of it is missing."""
-    needs = Needs()
+    needs, tasks = Needs(), {}
     for name, settings in recipe.objectives.items():
         objective = REGISTRY[settings.type]
         try:
@@ -157,6 +157,10 @@ def _check_objectives(recipe: Recipe) -> Needs:
                         f"captions: {request.kind} reads data.fields.{request.fields[-1]}, which is null; "
                         "name the key that holds them"
                     )
+            for request in own.data.tasks:
+                other = tasks.setdefault(request.name, name)
+                if other != name:
+                    raise ValueError(f"objectives.{other} is the same task in the same words; remove one of the two")
         except ValueError as error:
             raise ValueError(f"objectives.{name}: {error}") from None
         needs |= own

@@ -132,10 +132,13 @@ class PoolingSettings(Section):
 
 
 class DecoderSettings(Section):
-    """GoldiCLIP's decoder; its width is `model.embed_dim`."""
+    """The decoder; its width is `model.embed_dim`. GoldiCLIP and CoCa route it through the text tower, LocCa has
+    none. CoCa pools the patches by learned queries first."""
 
     layers: Positive = 8
     heads: Positive = 8
+    input: Literal["text_tower", "tokens"] = "text_tower"
+    queries: Positive | None = Field(None, description="learned queries that pool the patch tokens; null reads all")
 
 
 class ModelSettings(Section):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp.data.prompts import box_text, encode_prompt, make_prompt
+from vlp.data.prompts import TaskRequest, box_text, encode_prompt, make_prompt
 from vlp.data.tokens import END, START, encode
 from vlp.data.views import WHOLE, Crop
 from vlp.settings import DataSettings, FieldMap
@@ -19,7 +19,7 @@ PAIR = {"question": "How many cats?", "answer": "two"}
 
 def prompt(task: str, annotations=None, captions=CAPTIONS, crop=WHOLE, seed: int = 0, **settings):
     rng = np.random.default_rng(seed)
-    return make_prompt(task, captions, annotations or {}, crop, 224, DataSettings(**settings), rng)
+    return make_prompt(TaskRequest(task), captions, annotations or {}, crop, 224, DataSettings(**settings), rng)
 
 
 def test_wording() -> None:

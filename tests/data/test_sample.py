@@ -92,7 +92,7 @@ def test_the_box_in_the_prompt_is_where_the_object_is_in_the_view(seed: int) -> 
     recipe = make_recipe("data.crop_scale=[0.5, 1]", "model.vision.image_size=192")
     needs = DataNeeds(images=True, tasks=(TaskRequest("referring"),))
     found = sample(raw, needs, recipe=recipe, seed=seed)
-    ids, start = found.prompts["referring"]
+    ids, start, _ = found.prompts["referring"]
     assert ids[-1] == END
     told = json.loads(SimpleTokenizer().decode(ids[start:-1]).replace(" ", ""))
     y, x = np.nonzero(found.image[0] > 127)
@@ -182,7 +182,7 @@ def test_a_batch_holds_each_sample_in_its_row() -> None:
     for task, prompts in batch.prompts.items():
         assert prompts.rows_R.tolist() == [row for row, found in enumerate(SAMPLES) if task in found.prompts]
         for ids_L, start, row in zip(prompts.ids_RL, prompts.answer_start_R, prompts.rows_R, strict=True):
-            ids, answer = SAMPLES[row].prompts[task]
+            ids, answer, _ = SAMPLES[row].prompts[task]
             assert ids_L[: len(ids)].tolist() == ids and start == answer
     assert batch.view_rows_b.tolist() == [1, 3, 5, 7, 9]
     assert batch.global_views_bG3HW[:, :, 0, 0, 0].tolist() == [[n, n] for n in (1, 3, 5, 7, 9)]

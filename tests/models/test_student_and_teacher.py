@@ -12,6 +12,7 @@ from vlp.models.ema import copy_student, update_teacher
 from vlp.models.model import LogitBias, LogitScale, VisionLanguageModel
 from vlp.objectives.graph import ObjectiveGraph
 from vlp.recipe import load_recipe
+from vlp.settings import DecoderSettings, TextSettings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 B16 = [
@@ -80,7 +81,7 @@ def test_projections(tiny_recipe) -> None:
 def test_decoder_at_the_papers_size() -> None:
     """8 layers, 8 heads, the projected patch tokens' width, MLP x 4, an untied bias-free head of CLIP's vocabulary."""
     with torch.device("meta"):
-        decoder = Decoder(512, 512, 8, 8)
+        decoder = Decoder(DecoderSettings(), 512, TextSettings())
     width, attention = 512, 4 * (512 * 512 + 512)
     mlp = 512 * 2048 + 2048 + 2048 * 512 + 512
     block = 2 * attention + mlp + 3 * 2 * width

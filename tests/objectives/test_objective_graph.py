@@ -228,7 +228,7 @@ def test_losses_do_not_depend_on_the_order_of_the_images(goldi_super) -> None:
         images_B3HW=batch.images_B3HW[order],
         captions={name: torch.nn.functional.pad(ids[order], (0, 8)) for name, ids in batch.captions.items()},
         prompts={
-            task: Prompts(torch.nn.functional.pad(p.ids_RL, (0, 8)), p.answer_start_R, rank[p.rows_R])
+            task: Prompts(torch.nn.functional.pad(p.ids_RL, (0, 8)), p.answer_start_R, rank[p.rows_R], p.parallel_R)
             for task, p in batch.prompts.items()
         },
         view_rows_b=views,

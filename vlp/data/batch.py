@@ -10,15 +10,8 @@ from torch import Tensor
 from torch.nn.functional import pad as pad_tensor
 
 from vlp.data.captions import CaptionRequest
+from vlp.data.prompts import TaskRequest
 from vlp.data.tokens import PAD
-
-
-@dataclass(frozen=True)
-class TaskRequest:
-    """Prompts of one decoder task for a share of the images."""
-
-    task: str
-    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,11 +34,17 @@ class DataNeeds:
 
 @dataclass
 class Prompts:
-    """Prompts of one task: ids_RL (start, prompt, answer, end, padding), where each answer starts, whose image."""
+    """Prompts of one task: ids_RL (start, prompt, answer, end, padding), where each answer starts, whose image, and
+    whether the decoder sees none of the answer (bool)."""
 
     ids_RL: Tensor
     answer_start_R: Tensor
     rows_R: Tensor
+    parallel_R: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.parallel_R is None:
+            self.parallel_R = torch.zeros_like(self.rows_R, dtype=torch.bool)
 
 
 @dataclass
@@ -112,6 +111,7 @@ def join(batches: list[Batch]) -> Batch:
                 rows_R=torch.cat(
                     [batch.prompts[task].rows_R + offset for batch, offset in zip(batches, offsets, strict=True)]
                 ),
+                parallel_R=torch.cat([batch.prompts[task].parallel_R for batch in batches]),
             )
             for task in first.prompts
         },

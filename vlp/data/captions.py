@@ -13,6 +13,13 @@ CaptionKind = Literal["raw", "short", "long", "any", "diverse", "mixed"]
 _SENTENCE_END = re.compile(r"\n|</s>|\.+(?=\s|</s>|$)")
 
 
+def caption_fields(kind: str) -> tuple[str, ...]:
+    """The fields of the data that can serve a kind of caption."""
+    if kind == "mixed":
+        return ("short", "long")
+    return (kind,) if kind in ("raw", "short", "long") else ("raw", "short", "long")
+
+
 @dataclass(frozen=True)
 class CaptionRequest:
     """`count` captions of one kind for every image; `long_share` is the probability that a mixed one is long (C6)."""
@@ -29,9 +36,7 @@ class CaptionRequest:
     @property
     def fields(self) -> tuple[str, ...]:
         """The caption fields that can serve it."""
-        if self.kind == "mixed":
-            return ("short", "long")
-        return (self.kind,) if self.kind in ("raw", "short", "long") else ("raw", "short", "long")
+        return caption_fields(self.kind)
 
 
 def read_captions(annotations: Mapping[str, Any], fields: FieldMap) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from vlp.data.captions import read_captions, sample_captions
 from vlp.data.loader import training_shards
-from vlp.data.prompts import FIELD_TOOLS, TASK_FIELDS, make_prompt
+from vlp.data.prompts import FIELD_TOOLS, make_prompt
 from vlp.data.shards import BadSample, expand_shards, image_bytes, read_annotations, read_shard, top_reasons
 from vlp.data.views import WHOLE
 from vlp.engine.monitor import console
@@ -28,7 +28,7 @@ def preview(recipe: Recipe, samples: int = 64) -> None:
     if data.validation is not None:
         expand_shards(data.validation, data.cache)
     rng = np.random.default_rng(recipe.train.seed)
-    fields = {r.name: r.fields[-1] for r in needs.captions} | {r.task: TASK_FIELDS[r.task] for r in needs.tasks}
+    fields = {r.name: r.fields[-1] for r in needs.captions} | {r.name: r.field for r in needs.tasks}
     found: dict[str, list[str]] = {name: [] for name in fields}
     looked, skipped = 0, Counter()
     for raw in islice(chain.from_iterable(map(read_shard, shards)), samples):
@@ -44,8 +44,8 @@ def preview(recipe: Recipe, samples: int = 64) -> None:
             found[request.name] += sample_captions(captions, request, rng)[:1]
         for request in needs.tasks:
             size = recipe.model.vision.image_size
-            prompt = make_prompt(request.task, captions, annotations, WHOLE, size, data, rng)
-            found[request.task] += [" -> ".join(prompt)] if prompt else []
+            prompt = make_prompt(request, captions, annotations, WHOLE, size, data, rng)
+            found[request.name] += [" -> ".join(prompt)] if prompt else []
     if looked == skipped.total():
         reasons = top_reasons(skipped) or "the shards are empty"
         raise UserError(f"data.train: {data.train}: none of the first {looked} samples can be used: {reasons}")

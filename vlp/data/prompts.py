@@ -1,16 +1,27 @@
 """Prompts and answers of the decoder's tasks [docs/method.md 3, Decoder; C19, C20]."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from vlp.data import tokens
+from vlp.data.captions import caption_fields
 from vlp.data.views import Crop, crop_box
 from vlp.settings import DataSettings
 
 Task = Literal["caption", "referring", "grounded", "vqa"]
-TASK_FIELDS: dict[str, str] = {"caption": "short", "referring": "regions", "grounded": "regions", "vqa": "vqa"}
+TEMPLATES: dict[str, tuple[str, str]] = {
+    "caption": ("Caption:", "{caption}"),
+    "referring": ("OBGR {phrase}, box is", "{box}"),
+    "grounded": ("OBGR {box}, grounded caption is", "{phrase}"),
+    "vqa": ("VQA {question}, answer is", "{answer}"),
+}
+"""Prompt and answer of each task where the recipe says nothing else (C19)."""
+PARTS = {"caption": ("caption",), "referring": ("phrase", "box"), "grounded": ("phrase", "box"),
+         "vqa": ("question", "answer")}  # fmt: skip
+"""What the templates of a task may name."""
 FIELD_TOOLS = {
     "raw": "tools/prepare_captions.py",
     "short": "tools/prepare_captions.py",
@@ -20,13 +31,42 @@ FIELD_TOOLS = {
 }
 
 
+@dataclass(frozen=True)
+class TaskRequest:
+    """Prompts of one decoder task for a share of the images. `prompt` and `answer` are templates, None for the usual
+    ones; the decoder sees no answer token of a `parallel` share of them."""
+
+    task: Task
+    share: float = 1.0
+    prompt: str | None = None
+    answer: str | None = None
+    captions: str = "short"
+    parallel: float = 0.0
+
+    @property
+    def templates(self) -> tuple[str, str]:
+        prompt, answer = TEMPLATES[self.task]
+        return prompt if self.prompt is None else self.prompt, answer if self.answer is None else self.answer
+
+    @property
+    def name(self) -> str:
+        """The task, with its wording where that is not the usual one."""
+        prompt, answer = self.templates
+        return self.task if (prompt, answer) == TEMPLATES[self.task] else f"{self.task} '{prompt}' '{answer}'"
+
+    @property
+    def field(self) -> str:
+        """A field of the data that it reads."""
+        return {"caption": caption_fields(self.captions)[-1], "vqa": "vqa"}.get(self.task, "regions")
+
+
 def box_text(box: tuple[float, float, float, float], size: int) -> str:
     """`[xmin, ymin, xmax, ymax]` in whole pixels 0 to size-1 of the model's view (C20)."""
     return "[" + ", ".join(str(min(size - 1, max(0, int(edge * size)))) for edge in box) + "]"
 
 
 def make_prompt(
-    task: str,
+    request: TaskRequest,
     captions: Mapping[str, list[str]],
     annotations: Mapping[str, Any],
     crop: Crop,
@@ -39,15 +79,32 @@ def make_prompt(
     `crop` is the part of the image that the model sees; boxes are carried into it. One caption, one box and
     one question are drawn (C25, C26).
     """
-    if task == "caption":
-        texts = captions["short"]
-        return ("Caption:", texts[rng.integers(len(texts))]) if texts else None
-    if task == "vqa":
-        pairs = [pair for pair in _mappings(annotations, settings.fields.vqa) if _texts(pair, "question", "answer")]
-        if not pairs:
-            return None
-        pair = pairs[rng.integers(len(pairs))]
-        return f"VQA {pair['question']}, answer is", pair["answer"]
+    found = _candidates(request, captions, annotations, crop, size, settings)
+    if not found:
+        return None
+    parts = found[rng.integers(len(found))]
+    prompt, answer = request.templates
+    return prompt.format(**parts), answer.format(**parts)
+
+
+def _candidates(
+    request: TaskRequest,
+    captions: Mapping[str, list[str]],
+    annotations: Mapping[str, Any],
+    crop: Crop,
+    size: int,
+    settings: DataSettings,
+) -> list[dict[str, str]]:
+    """What the templates can be filled with."""
+    if request.task == "caption":
+        return [{"caption": text} for kind in caption_fields(request.captions) for text in captions[kind]]
+    if request.task == "vqa":
+        pairs = _mappings(annotations, settings.fields.vqa)
+        return [
+            {"question": pair["question"], "answer": pair["answer"]}
+            for pair in pairs
+            if _texts(pair, "question", "answer")
+        ]
     regions = []
     for region in _mappings(annotations, settings.fields.regions):
         score = region.get("score", 1.0)
@@ -55,13 +112,8 @@ def make_prompt(
             continue
         box = crop_box(region.get("box"), crop)
         if box is not None:
-            regions.append((region["phrase"], box_text(box, size)))
-    if not regions:
-        return None
-    phrase, box = regions[rng.integers(len(regions))]
-    if task == "referring":
-        return f"OBGR {phrase}, box is", box
-    return f"OBGR {box}, grounded caption is", phrase
+            regions.append({"phrase": region["phrase"], "box": box_text(box, size)})
+    return regions
 
 
 def encode_prompt(prompt: str, answer: str, context_length: int) -> tuple[list[int], int]:

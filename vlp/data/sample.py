@@ -22,7 +22,7 @@ class Sample:
 
     image: np.ndarray
     captions: dict[str, list[list[int]]]
-    prompts: dict[str, tuple[list[int], int]] = field(default_factory=dict)
+    prompts: dict[str, tuple[list[int], int, bool]] = field(default_factory=dict)
     views: tuple[list[np.ndarray], list[np.ndarray]] | None = None
     missing: list[str] = field(default_factory=list)
 
@@ -55,11 +55,12 @@ def make_sample(raw: dict[str, Any], needs: DataNeeds, recipe: Recipe, turn: int
     for offset, request in enumerate(needs.tasks):
         if not has_turn(turn + offset, request.share):
             continue
-        prompt = make_prompt(request.task, captions, annotations, crop, size, data, rng)
+        prompt = make_prompt(request, captions, annotations, crop, size, data, rng)
         if prompt is None:
             sample.missing.append(request.task)
         else:
-            sample.prompts[request.task] = encode_prompt(*prompt, context)
+            parallel = request.parallel > 0 and rng.random() < request.parallel
+            sample.prompts[request.name] = (*encode_prompt(*prompt, context), parallel)
     if needs.view_share and has_turn(turn, needs.view_share):
         sample.views = draw_views(image, recipe, rng)
     return sample
@@ -96,12 +97,16 @@ def collate(samples: list[Sample], index: list[int], needs: DataNeeds, recipe: R
         batch.captions[request.name] = ids_TL.view(len(samples), request.count, -1)
     for request in needs.tasks:
         found = [
-            (row, *sample.prompts[request.task]) for row, sample in enumerate(samples) if request.task in sample.prompts
+            (row, *sample.prompts[request.name]) for row, sample in enumerate(samples) if request.name in sample.prompts
         ]
-        batch.prompts[request.task] = Prompts(
-            ids_RL=tokens.pad([ids for _, ids, _ in found], context),
-            answer_start_R=torch.tensor([start for _, _, start in found], dtype=torch.int64),
-            rows_R=torch.tensor([row for row, _, _ in found], dtype=torch.int64),
+        ids_RL = tokens.pad([ids for _, ids, _, _ in found], context)
+        if request.parallel:  # such a prompt attends to the whole row, whose length may not depend on other images
+            ids_RL = torch.nn.functional.pad(ids_RL, (0, context - ids_RL.shape[1]), value=tokens.PAD)
+        batch.prompts[request.name] = Prompts(
+            ids_RL,
+            answer_start_R=torch.tensor([start for _, _, start, _ in found], dtype=torch.int64),
+            rows_R=torch.tensor([row for row, _, _, _ in found], dtype=torch.int64),
+            parallel_R=torch.tensor([parallel for _, _, _, parallel in found], dtype=torch.bool),
         )
     if needs.view_share:
         views = recipe.views

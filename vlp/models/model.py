@@ -43,7 +43,7 @@ class VisionLanguageModel(nn.Module):
         if "pooling" in modules:
             self.pooling = TextConditionedPooling(model.embed_dim, model.pooling.heads)
         if "decoder" in modules:
-            self.decoder = Decoder(model.embed_dim, model.text.width, model.decoder.layers, model.decoder.heads)
+            self.decoder = Decoder(model.decoder, model.embed_dim, model.text)
         if "logit_scale" in modules:
             self.logit_scale = LogitScale(model.logit_scale, model.logit_scale_max)
         if "logit_bias" in modules:

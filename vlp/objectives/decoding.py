@@ -1,16 +1,17 @@
-"""Decoding: captions, boxes, phrases and answers from the patch tokens [docs/method.md 3, Decoder].
+"""Decoding: captions, boxes, phrases and answers from the patch tokens [docs/method.md 3, Decoder; 4, CoCa, LocCa].
 
 Shapes: R prompts, L token ids, A answer tokens.
 """
 
+from string import Formatter
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from vlp.data.batch import Batch, DataNeeds, Prompts, TaskRequest
-from vlp.data.prompts import TASK_FIELDS, Task
+from vlp.data.batch import Batch, DataNeeds, Prompts
+from vlp.data.prompts import PARTS, Task, TaskRequest
 from vlp.data.tokens import END
 from vlp.objectives.interface import Needs, Objective, Terms, Totals
 from vlp.settings import ObjectiveSettings, Share
@@ -31,27 +32,52 @@ class Decoding(Objective):
         type: Literal["decoding"]
         task: Task
         share: Share = Field(1.0, description="share of the images that get a prompt of this task in a step")
+        prompt: str | None = Field(None, description="template of what is given; null is GoldiCLIP's wording (C19)")
+        answer: str | None = Field(None, description="template of what is to be predicted")
+        captions: Literal["raw", "short", "long", "any"] = Field("short", description="what {caption} is drawn from")
+        parallel: float = Field(0.0, ge=0, le=1, description="share predicted at once, seeing no answer token (LocCa)")
+
+        @property
+        def request(self) -> TaskRequest:
+            return TaskRequest(self.task, self.share, self.prompt, self.answer, self.captions, self.parallel)
 
     @classmethod
     def check(cls, recipe, settings: Settings) -> None:
-        if recipe.model.decoder is None:
+        decoder, request = recipe.model.decoder, settings.request
+        if decoder is None:
             raise ValueError("decoding reads model.decoder, which is null; remove that line")
-        field = TASK_FIELDS[settings.task]
-        if getattr(recipe.data.fields, field) is None:
+        if getattr(recipe.data.fields, request.field) is None:
             raise ValueError(
-                f"task {settings.task} reads data.fields.{field}, which is null; name the key that holds it"
+                f"task {settings.task} reads data.fields.{request.field}, which is null; name the key that holds it"
             )
+        if settings.parallel and decoder.input != "tokens":
+            raise ValueError(
+                "parallel hides the answer from the decoder, which reads the text tower; set model.decoder.input=tokens"
+            )
+        for key, template in zip(("prompt", "answer"), request.templates, strict=True):
+            _check_template(key, template, PARTS[settings.task])
 
     @classmethod
     def needs(cls, recipe, settings: Settings) -> Needs:
+        text = {"text"} if recipe.model.decoder.input == "text_tower" else set()
         return Needs(
-            DataNeeds(images=True, tasks=(TaskRequest(settings.task, settings.share),)),
-            modules=frozenset({"image_projection", "patch_projection", "text", "decoder"}),
+            DataNeeds(images=True, tasks=(settings.request,)),
+            modules=frozenset({"image_projection", "patch_projection", "decoder"} | text),
         )
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        return {"present": answer_tokens(batch.prompts[self.settings.task]).sum()}
+        return {"present": answer_tokens(batch.prompts[self.settings.request.name]).sum()}
 
     def forward(self, features, totals: Totals) -> Terms:
-        losses_A = features.answer_losses[self.settings.task]
+        losses_A = features.answer_losses[self.settings.request.name]
         return Terms(losses_A.sum() / totals["present"].clamp(min=1))
+
+
+def _check_template(key: str, template: str, parts: tuple[str, ...]) -> None:
+    allowed = " and ".join(f"{{{part}}}" for part in parts)
+    try:
+        named = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"{key}: given '{template}', which is no template ({error}); it may hold {allowed}") from None
+    if not set(named) <= set(parts) or (key == "answer" and not named):
+        raise ValueError(f"{key}: given '{template}'; a template of this task holds {allowed}")

@@ -90,7 +90,7 @@ class Features:
     def _text(self) -> tuple[dict[str, Tensor], Tensor | None]:
         """Embeddings [B, K, D] by request, and the tokens [R, L, W] of all prompts: one pass of the text tower."""
         captions = [self.batch.captions[name] for name in self._requests]
-        prompts = [prompts.ids_RL for prompts in self._prompts.values()]
+        prompts = [] if self._decoder_reads_tokens else [prompts.ids_RL for prompts in self._prompts.values()]
         ids = join_ids([*(ids.flatten(0, 1) for ids in captions), *prompts])
         tokens_TLW, embeds_TD = self.model.text(ids)
         sizes = [ids.shape[0] * ids.shape[1] for ids in captions]
@@ -105,17 +105,23 @@ class Features:
         """[B, K, D] embeddings of a caption request."""
         return self._text[0][name]
 
+    @property
+    def _decoder_reads_tokens(self) -> bool:
+        return hasattr(self.model, "decoder") and self.model.decoder.reads_tokens
+
     @cached_property
     def answer_losses(self) -> dict[str, Tensor]:
         """float32 [A] NLL of every answer token, by task: one pass of the decoder for all tasks."""
         prompts = list(self._prompts.values())
-        ids_RL = join_ids([part.ids_RL for part in prompts])
         joined = Prompts(
-            ids_RL, torch.cat([part.answer_start_R for part in prompts]), torch.cat([part.rows_R for part in prompts])
+            join_ids([part.ids_RL for part in prompts]),
+            torch.cat([part.answer_start_R for part in prompts]),
+            torch.cat([part.rows_R for part in prompts]),
+            torch.cat([part.parallel_R for part in prompts]),
         )
         answers_RL = answer_tokens(joined)
-        text_RLW = self._text[1][:, : ids_RL.shape[1]]
-        losses_A = self.model.decoder(text_RLW, self.patch_embeds[joined.rows_R], answers_RL, ids_RL)
+        text_RLW = None if self._decoder_reads_tokens else self._text[1][:, : answers_RL.shape[1]]
+        losses_A = self.model.decoder(text_RLW, self.patch_embeds[joined.rows_R], joined, answers_RL)
         counts = answers_RL.sum(1).split([len(part.rows_R) for part in prompts])
         parts = losses_A.split([int(count.sum()) for count in counts])
         return {
@@ -154,4 +160,6 @@ def _placeholder(prompts: Prompts) -> Prompts:
     """One prompt of one answer token about the first image; its loss is multiplied by zero."""
     ids = prompts.ids_RL.new_zeros(1, 8)
     ids[0, :2] = torch.tensor([START, END])
-    return Prompts(ids, prompts.answer_start_R.new_ones(1), prompts.rows_R.new_zeros(1))
+    return Prompts(
+        ids, prompts.answer_start_R.new_ones(1), prompts.rows_R.new_zeros(1), prompts.parallel_R.new_zeros(1)
+    )
