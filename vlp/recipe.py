@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from vlp.errors import UserError, nearest
+from vlp.models.initial import initial_weights
 from vlp.objectives import REGISTRY
 from vlp.objectives.interface import Needs
 from vlp.settings import (
@@ -169,6 +170,8 @@ def _check_objectives(recipe: Recipe) -> Needs:
 
 def _check_towers(recipe: Recipe, needs: Needs) -> None:
     model, vision = recipe.model, recipe.model.vision
+    if model.init:
+        initial_weights(model.init)
     transformers = timm.list_models(module="vision_transformer")
     if vision.name.split(".")[0] not in transformers:
         raise ValueError(

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vlp.errors import UserError
-from vlp.models.model import VisionLanguageModel
+from vlp.models.model import ONLY_FOR_TRAINING, VisionLanguageModel
 from vlp.objectives.graph import graph_needs
 from vlp.recipe import Recipe, load_recipe, save_recipe
 
@@ -74,7 +74,7 @@ def load_run(folder: str | Path, overrides: list[str] | None = None) -> tuple[Re
 
 def build_student(recipe: Recipe, state: dict[str, Any]) -> VisionLanguageModel:
     """The student with what is left of it after training, from consolidated weights."""
-    model = VisionLanguageModel(recipe, graph_needs(recipe).modules - {"decoder"})
+    model = VisionLanguageModel(recipe, graph_needs(recipe).modules - ONLY_FOR_TRAINING)
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)
 

@@ -18,6 +18,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Scale = Annotated[
     tuple[float, float], AfterValidator(_is_ordered), Field(description="smallest and largest share of the picture")
 ]
+Probability = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Deviation = Annotated[float, Field(gt=0)]
 
@@ -80,7 +81,10 @@ class ViewSettings(Section):
     local_count: Count = 6
     local_size: Positive = 96
     local_scale: Scale = (0.05, 0.4)
-    flip: float = Field(0.5, ge=0, le=1)
+    flip: Probability = 0.5
+    jitter: Probability = Field(0.0, description="of a change of brightness, contrast, saturation and hue")
+    grayscale: Probability = 0.0
+    blur: Probability = 0.0
 
 
 class DataSettings(Section):

@@ -13,7 +13,8 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from vlp.data.shards import BadSample
-from vlp.data.views import WHOLE, Crop, center_crop, crop_box, decode_image, random_crop, render
+from vlp.data.views import WHOLE, Crop, center_crop, crop_box, decode_image, random_crop, render, render_view
+from vlp.settings import ViewSettings
 
 ORIENTATION = 0x0112
 
@@ -156,7 +157,8 @@ def test_the_centre_is_a_square_of_the_shorter_side() -> None:
 
 def test_a_flip_mirrors() -> None:
     image = halves()
-    view, mirrored = render(image, WHOLE, 16), render(image, WHOLE, 16, flip=True)
+    rng = np.random.default_rng
+    view, mirrored = (render_view(image, 16, (1.0, 1.0), ViewSettings(flip=flip), rng(0)) for flip in (0, 1))
     assert view.dtype == np.uint8 and view.flags.c_contiguous and mirrored.flags.c_contiguous
     assert (view[:, :, ::-1] == mirrored).all() and (view != mirrored).any()
 

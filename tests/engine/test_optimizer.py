@@ -33,7 +33,7 @@ def test_a_schedule_of_warm_up_alone_never_divides_by_zero():
 
 def test_every_trainable_parameter_is_in_one_group_and_only_matrices_decay(repository, tiny):
     graph = ObjectiveGraph(load_recipe(repository / "recipes/goldi_super.yaml", tiny))
-    optimizer = make_optimizer(graph, graph.recipe.train)
+    optimizer = make_optimizer(graph)
     decayed, spared = (group["params"] for group in optimizer.param_groups)
     names = {id(parameter): name for name, parameter in graph.named_parameters()}
     assert {names[id(p)] for p in (*decayed, *spared)} == {n for n, p in graph.named_parameters() if p.requires_grad}

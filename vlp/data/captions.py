@@ -9,7 +9,8 @@ import numpy as np
 
 from vlp.settings import FieldMap
 
-CaptionKind = Literal["raw", "short", "long", "any", "diverse", "mixed"]
+CaptionKind = Literal["raw", "short", "long", "any", "mixed", "diverse", "sentence", "passage"]
+"""Whole captions of a field or of any, short or long ones by chance; FLAIR's draws; single sentences; COSMOS' draws."""
 _SENTENCE_END = re.compile(r"\n|</s>|\.+(?=\s|</s>|$)")
 
 
@@ -65,9 +66,14 @@ def sample_captions(captions: Mapping[str, list[str]], request: CaptionRequest, 
         return []
     if request.kind == "mixed":
         return [mixed_caption(captions, request.long_share, rng) for _ in range(request.count)]
+    if request.kind in ("diverse", "sentence", "passage"):
+        texts = [sentence for text in texts for sentence in split_sentences(text)]
+        if not texts:
+            return []
     if request.kind == "diverse":
-        sentences = [sentence for text in texts for sentence in split_sentences(text)]
-        return [diverse_caption(sentences, rng) for _ in range(request.count)] if sentences else []
+        return [diverse_caption(texts, rng) for _ in range(request.count)]
+    if request.kind == "passage":
+        return [passage(texts, rng) for _ in range(request.count)]
     if len(texts) >= request.count:
         return [texts[i] for i in rng.permutation(len(texts))[: request.count]]
     return [texts[i] for i in rng.integers(0, len(texts), request.count)]
@@ -93,3 +99,9 @@ def diverse_caption(sentences: list[str], rng: np.random.Generator) -> str:
         start = int(rng.integers(0, n - m))
         return ". ".join(sentences[start : start + m])
     return ". ".join(sentences[i] for i in rng.choice(n, m, replace=False))
+
+
+def passage(sentences: list[str], rng: np.random.Generator) -> str:
+    """One of COSMOS' global texts: one to five random sentences in random order, joined by ". "."""
+    count = min(len(sentences), int(rng.integers(1, 6)))
+    return ". ".join(sentences[i] for i in rng.choice(len(sentences), count, replace=False))

@@ -12,7 +12,7 @@ from vlp.data.batch import Batch, DataNeeds, Prompts
 from vlp.data.captions import read_captions, sample_captions
 from vlp.data.prompts import encode_prompt, make_prompt
 from vlp.data.shards import BadSample, image_bytes, read_annotations
-from vlp.data.views import decode_image, random_crop, render
+from vlp.data.views import decode_image, random_crop, render, render_view
 from vlp.recipe import Recipe
 
 
@@ -76,13 +76,9 @@ def draw_views(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Global and local crops for self-distillation (C13)."""
     views = recipe.views
-
-    def draw(size: int, scale: tuple[float, float]) -> np.ndarray:
-        return render(image, random_crop(*image.size, scale, rng), size, flip=rng.random() < views.flip)
-
     return (
-        [draw(views.global_size, views.global_scale) for _ in range(views.global_count)],
-        [draw(views.local_size, views.local_scale) for _ in range(views.local_count)],
+        [render_view(image, views.global_size, views.global_scale, views, rng) for _ in range(views.global_count)],
+        [render_view(image, views.local_size, views.local_scale, views, rng) for _ in range(views.local_count)],
     )
 
 

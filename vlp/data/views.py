@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
+from torchvision.transforms.functional import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
 
 from vlp.data.shards import BadSample
+from vlp.settings import ViewSettings
 
 Image.MAX_IMAGE_PIXELS = 200_000_000
 
@@ -69,13 +71,50 @@ def center_crop(width: int, height: int, aspect: float = 1.0) -> Crop:
     return Crop(left / width, top / height, (left + w) / width, (top + h) / height)
 
 
-def render(image: Image.Image, crop: Crop, size: int, flip: bool = False) -> np.ndarray:
-    """uint8 [3, size, size]: the crop, resized bicubically, mirrored when `flip`."""
+def render(image: Image.Image, crop: Crop, size: int) -> np.ndarray:
+    """uint8 [3, size, size]: the crop, resized bicubically."""
+    return _pixels(_resize(image, crop, size))
+
+
+def render_view(
+    image: Image.Image, size: int, scale: tuple[float, float], settings: ViewSettings, rng: np.random.Generator
+) -> np.ndarray:
+    """uint8 [3, size, size]: a random crop, mirrored and changed in colour and sharpness as `settings` say."""
+    crop = random_crop(*image.size, scale, rng)
+    flip = rng.random() < settings.flip
+    view = _resize(image, crop, size)
+    if settings.jitter and rng.random() < settings.jitter:
+        view = _jitter(view, rng)
+    if settings.grayscale and rng.random() < settings.grayscale:
+        view = view.convert("L").convert("RGB")
+    if settings.blur and rng.random() < settings.blur:
+        view = view.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
+    pixels = _pixels(view)
+    return np.ascontiguousarray(pixels[:, :, ::-1]) if flip else pixels
+
+
+def _resize(image: Image.Image, crop: Crop, size: int) -> Image.Image:
     width, height = image.size
     box = (crop.left * width, crop.top * height, crop.right * width, crop.bottom * height)
-    view = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    pixels = np.asarray(view).transpose(2, 0, 1)
-    return np.ascontiguousarray(pixels[:, :, ::-1] if flip else pixels)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+
+
+def _pixels(view: Image.Image) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(view).transpose(2, 0, 1))
+
+
+def _jitter(view: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """SimCLR's colour jitter as SLIP has it: brightness, contrast, saturation by 0.6 to 1.4, hue by -0.1 to 0.1."""
+    changes = [
+        (adjust_brightness, rng.uniform(0.6, 1.4)),
+        (adjust_contrast, rng.uniform(0.6, 1.4)),
+        (adjust_saturation, rng.uniform(0.6, 1.4)),
+        (adjust_hue, rng.uniform(-0.1, 0.1)),
+    ]
+    for i in rng.permutation(len(changes)):
+        change, amount = changes[i]
+        view = change(view, amount)
+    return view
 
 
 def crop_box(box: Any, crop: Crop, least_visible: float = 0.5) -> tuple[float, float, float, float] | None:

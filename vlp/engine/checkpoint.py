@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from vlp.engine.distributed import barrier, rank, world_size
 from vlp.errors import UserError
+from vlp.models.model import ONLY_FOR_TRAINING
 
 MANIFEST = "manifest.json"
 
@@ -80,15 +81,12 @@ def load_checkpoint(engine: Any, path: Path) -> tuple[int, dict[int, Any]]:
     return state["step"], state["positions"]
 
 
-def consolidated_state(engine: Any, without: tuple[str, ...] = ("decoder",)) -> dict[str, torch.Tensor]:
-    """The student's weights, whole and on the CPU, on rank 0; empty elsewhere. Collective.
-
-    Modules named in `without` are discarded after training [docs/method.md 3, Decoder].
-    """
+def consolidated_state(engine: Any) -> dict[str, torch.Tensor]:
+    """The student's weights that stay after training, whole and on the CPU, on rank 0; empty elsewhere. Collective."""
     state = {}
     model = engine.module.model
     for name, parameter in model.named_parameters():
-        if name.split(".")[0] in without:
+        if name.split(".")[0] in ONLY_FOR_TRAINING:
             continue
         with deepspeed.zero.GatheredParameters(parameter, enabled=hasattr(parameter, "ds_id")):
             if rank() == 0:

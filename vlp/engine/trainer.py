@@ -55,8 +55,10 @@ def train(recipe: Recipe) -> Path:
     device = torch.device(get_accelerator().current_device_name())
     torch.manual_seed(recipe.train.seed)
     graph = ObjectiveGraph(recipe)
+    if rank() == 0:
+        say_initial(graph)
     engine, *_ = deepspeed.initialize(
-        model=graph, optimizer=make_optimizer(graph, recipe.train), config=deepspeed_config(recipe, ranks)
+        model=graph, optimizer=make_optimizer(graph), config=deepspeed_config(recipe, ranks)
     )
     start, positions = load_checkpoint(engine, newest) if newest else (0, {})
     steps = recipe.train.steps
@@ -101,7 +103,7 @@ def run_steps(
             caches = graph.cache_shared(batches, totals, step)
         rate = learning_rate(step, settings)
         for group in engine.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate if step >= group["starts_at"] * settings.steps else 0.0
         report: dict[str, Tensor] = {}
         for batch, cache in zip(batches, caches, strict=True):
             total, part = engine(batch, totals, step, cache)
@@ -198,6 +200,16 @@ def sum_counts(counts: Counter[str]) -> dict[str, int]:
     everywhere: list[Any] = [None] * world_size()
     dist.all_gather_object(everywhere, dict(counts))
     return dict(sum((Counter(part) for part in everywhere), Counter()))
+
+
+def say_initial(graph: ObjectiveGraph) -> None:
+    """Print what the student starts from, where that is not random."""
+    model = graph.recipe.model
+    if model.init:
+        taken, count = graph.initial
+        console.print(f"model.init: {taken} of the student's {count} tensors come from {model.init}", soft_wrap=True)
+    elif model.vision.locked:
+        console.print("model.vision.locked: the image tower keeps its random weights; model.init=RUN gives it others")
 
 
 def start_process_group() -> None:

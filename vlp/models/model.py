@@ -19,8 +19,12 @@ from vlp.precision import full
 if TYPE_CHECKING:
     from vlp.recipe import Recipe
 
-MODULES = ("image_projection", "text", "patch_projection", "pooling", "decoder", "logit_scale", "logit_bias")
+MODULES = ("image_projection", "text", "patch_projection", "pooling", "decoder", "mask_token", "logit_scale",
+           "logit_bias")  # fmt: skip
 """What a recipe's objectives can ask for beside the vision tower."""
+
+ONLY_FOR_TRAINING = frozenset({"decoder", "mask_token"})
+"""Modules that are discarded after training [docs/method.md 3, Decoder]."""
 
 
 class VisionLanguageModel(nn.Module):
@@ -44,6 +48,8 @@ class VisionLanguageModel(nn.Module):
             self.pooling = TextConditionedPooling(model.embed_dim, model.pooling.heads)
         if "decoder" in modules:
             self.decoder = Decoder(model.decoder, model.embed_dim, model.text)
+        if "mask_token" in modules:
+            self.mask_token = MaskToken(self.vision.width)
         if "logit_scale" in modules:
             self.logit_scale = LogitScale(model.logit_scale, model.logit_scale_max)
         if "logit_bias" in modules:
@@ -87,6 +93,18 @@ class LogitBias(nn.Module):
     def forward(self) -> Tensor:
         """float32 [1]"""
         return full(self.bias)
+
+
+class MaskToken(nn.Module):
+    """What stands in the place of a masked patch."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.token = nn.Parameter(torch.empty(width).normal_(std=0.02))
+
+    def forward(self) -> Tensor:
+        """[W]"""
+        return self.token * 1.0
 
 
 def _projection(width: int, embed_dim: int) -> nn.Linear:

@@ -31,18 +31,29 @@ class VisionTower(nn.Module):
             return images_B3HW
         return (images_B3HW.to(self.mean.dtype) / 255 - self.mean) / self.std
 
-    def forward(self, images_B3HW: Tensor, kept_BK: Tensor | None = None) -> Tensor:
+    def forward(
+        self, images_B3HW: Tensor, kept_BK: Tensor | None = None, masked: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """[B, N, W] tokens after the last norm.
 
         Args:
             kept_BK: the places of the patches that are kept; all of them where it is None.
+            masked: the places [B, M] of patches that are hidden, and the token [W] that stands in their place.
         """
-        if kept_BK is None:
+        if kept_BK is None and masked is None:
             return self.vit(self.normalise(images_B3HW))
         vit = self.vit
-        x_BNW = vit._pos_embed(vit.patch_embed(self.normalise(images_B3HW)))
-        patches_BKW = x_BNW[:, self.prefix :].gather(1, kept_BK[:, :, None].expand(-1, -1, self.width))
-        x_BNW = vit.norm_pre(torch.cat([x_BNW[:, : self.prefix], patches_BKW], dim=1))
+        x_BHWW = vit.patch_embed(self.normalise(images_B3HW))
+        if masked is not None:
+            places_BM, token_W = masked
+            hidden_BP = torch.zeros(x_BHWW.shape[:-1], dtype=torch.bool, device=x_BHWW.device).flatten(1)
+            hidden_BP = hidden_BP.scatter(1, places_BM, True)
+            x_BHWW = torch.where(hidden_BP.view(*x_BHWW.shape[:-1], 1), token_W.to(x_BHWW.dtype), x_BHWW)
+        x_BNW = vit._pos_embed(x_BHWW)
+        if kept_BK is not None:
+            patches_BKW = x_BNW[:, self.prefix :].gather(1, kept_BK[:, :, None].expand(-1, -1, self.width))
+            x_BNW = torch.cat([x_BNW[:, : self.prefix], patches_BKW], dim=1)
+        x_BNW = vit.norm_pre(x_BNW)
         for block in vit.blocks:
             x_BNW = checkpoint(block, x_BNW, use_reentrant=False) if vit.grad_checkpointing else block(x_BNW)
         return vit.norm(x_BNW)
@@ -50,6 +61,11 @@ class VisionTower(nn.Module):
     def patches_of(self, images_B3HW: Tensor) -> int:
         """How many patches a picture of this size has."""
         return (images_B3HW.shape[-2] // self.patch_size) * (images_B3HW.shape[-1] // self.patch_size)
+
+    def kept_of(self, images_B3HW: Tensor) -> tuple[int, int]:
+        """How many patches a picture of this size has, and how many of them training keeps."""
+        patches = self.patches_of(images_B3HW)
+        return patches, max(1, round(patches * (1 - self.patch_dropout)))
 
     def pool(self, tokens_BNW: Tensor) -> Tensor:
         """[B, W]: the class token, or the mean of the patch tokens."""

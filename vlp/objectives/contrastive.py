@@ -55,6 +55,18 @@ def agnostic_sum(features, texts: str, scale: Tensor, bias: Tensor) -> Tensor:
     return sigmoid_contrast(cosines_BT, own_BG.repeat_interleave(texts_GKD.shape[1], dim=1), scale, bias)
 
 
+def pairwise_contrast(
+    own_images_BnD: Tensor, own_texts_BmD: Tensor, images_GnD: Tensor, texts_GmD: Tensor, own_B: Tensor, scale: Tensor
+) -> Tensor:
+    """The mean of `softmax_contrast` over all pairs of one of n image embeddings with one of m text embeddings."""
+    losses = [
+        softmax_contrast(own_images_BnD[:, n], own_texts_BmD[:, m], images_GnD[:, n], texts_GmD[:, m], own_B, scale)
+        for n in range(own_images_BnD.shape[1])
+        for m in range(own_texts_BmD.shape[1])
+    ]
+    return sum(losses) / len(losses)
+
+
 class PairContrastive(Objective):
     """Contrast of every image with the captions of all images, on text-agnostic embeddings."""
 
@@ -90,13 +102,16 @@ class SoftmaxContrastive(PairContrastive):
 
     def forward(self, features, totals: Totals) -> Terms:
         scale = features.model.logit_scale()
-        images_BD, texts_BKD = features.own["images"], features.own[self.texts]
-        images_GD, texts_GKD = features.everywhere["images"], features.everywhere[self.texts]
-        losses = [
-            softmax_contrast(images_BD, texts_BKD[:, k], images_GD, texts_GKD[:, k], features.place_B, scale)
-            for k in range(self.settings.captions_per_image)
-        ]
-        return Terms(sum(losses) / len(losses) / totals["present"], {"logit_scale": scale.detach()})
+        own, everywhere = features.own, features.everywhere
+        loss = pairwise_contrast(
+            own["images"][:, None],
+            own[self.texts],
+            everywhere["images"][:, None],
+            everywhere[self.texts],
+            features.place_B,
+            scale,
+        )
+        return Terms(loss / totals["present"], {"logit_scale": scale.detach()})
 
 
 class SigmoidContrastive(PairContrastive):

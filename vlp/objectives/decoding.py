@@ -59,11 +59,13 @@ class Decoding(Objective):
 
     @classmethod
     def needs(cls, recipe, settings: Settings) -> Needs:
-        text = {"text"} if recipe.model.decoder.input == "text_tower" else set()
-        return Needs(
-            DataNeeds(images=True, tasks=(settings.request,)),
-            modules=frozenset({"image_projection", "patch_projection", "decoder"} | text),
-        )
+        pooling = recipe.model.pooling
+        modules = {"decoder", "patch_projection"}
+        if recipe.model.decoder.input == "text_tower":
+            modules.add("text")
+        if pooling is not None and pooling.projection == "shared":
+            modules.add("image_projection")
+        return Needs(DataNeeds(images=True, tasks=(settings.request,)), modules=frozenset(modules))
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"present": answer_tokens(batch.prompts[self.settings.request.name]).sum()}

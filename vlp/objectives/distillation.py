@@ -76,7 +76,23 @@ class DistillationSettings(ObjectiveSettings):
     share: Share = Field(1.0, description="share of the images whose views are drawn")
 
 
-class SelfDistillation(Objective):
+class PrototypeObjective(Objective):
+    """What objectives with prototype heads have: they count images with views, and after a step each head moves by
+    what `Terms.observed` says under the head's name, of which there were `views`."""
+
+    def __init__(self, recipe, settings: DistillationSettings, model: VisionLanguageModel):
+        super().__init__(recipe, settings, model)
+        self.teacher_momentum = recipe.model.teacher_momentum
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"present": torch.tensor(len(batch.view_rows_b))}
+
+    def end_step(self, observed: Totals) -> None:
+        for name, head in self.named_children():
+            head.end_step(observed[name], observed["views"], self.teacher_momentum, self.settings.center_momentum)
+
+
+class SelfDistillation(PrototypeObjective):
     """L_ta: DINO's loss between views of an image, on the text-agnostic embedding z_ta = P_ta v_g(view), as in SILC
     [docs/method.md 4]."""
 
@@ -87,7 +103,6 @@ class SelfDistillation(Objective):
 
     def __init__(self, recipe, settings: DistillationSettings, model: VisionLanguageModel):
         super().__init__(recipe, settings, model)
-        self.teacher_momentum = recipe.model.teacher_momentum
         self.agnostic = PrototypeHead(recipe.model.embed_dim, settings.prototypes)
 
     @classmethod
@@ -100,12 +115,7 @@ class SelfDistillation(Objective):
 
     @classmethod
     def needs(cls, recipe, settings: DistillationSettings) -> Needs:
-        return Needs(
-            DataNeeds(images=True, view_share=settings.share), modules=cls.modules, teacher_modules=cls.modules
-        )
-
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        return {"present": torch.tensor(len(batch.view_rows_b))}
+        return Needs(DataNeeds(view_share=settings.share), modules=cls.modules, teacher_modules=cls.modules)
 
     def forward(self, features, totals: Totals) -> Terms:
         student = agnostic_views(features.model, features.student_views)
@@ -125,11 +135,6 @@ class SelfDistillation(Objective):
             terms.loss = terms.loss + loss / totals["present"].clamp(min=1)
             terms.scalars[f"teacher_entropy_{name}"] = mean_entropy(targets_GbC)
         return terms
-
-    def end_step(self, observed: Totals) -> None:
-        for name, head in self.named_children():
-            momenta = self.teacher_momentum, self.settings.center_momentum
-            head.end_step(observed[name], observed["views"], *momenta)
 
 
 class TextConditionedDistillation(SelfDistillation):

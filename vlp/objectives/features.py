@@ -38,21 +38,22 @@ class Features:
     # ---- images -------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _vision(self) -> list[Tensor]:
-        """Tokens of the clean view [B, 1, N, W], then of global and local views where the recipe has them."""
-        batch, vision = self.batch, self.model.vision
-        views = [] if batch.global_views_bG3HW is None else [batch.global_views_bG3HW, batch.local_views_bV3HW]
-        if not vision.patch_dropout:
-            return encode_pictures(self.model, [batch.images_B3HW[:, None], *views])
-        patches = vision.patches_of(batch.images_B3HW)
-        kept = max(1, round(patches * (1 - vision.patch_dropout)))
-        kept_BP = draw_patches(self.seed, self.step, batch.index_B, patches, kept)
-        return [vision(batch.images_B3HW, kept_BP)[:, None], *encode_pictures(self.model, views)]
+    def vision(self) -> dict[str, Tensor]:
+        """Tokens of the clean view [B, 1, N, W] and of global and local views, of those that the recipe reads."""
+        batch = self.batch
+        if not self.model.vision.patch_dropout or batch.images_B3HW is None:
+            clean = None if batch.images_B3HW is None else batch.images_B3HW[:, None]
+            parts = {"clean": clean, "global": batch.global_views_bG3HW, "local": batch.local_views_bV3HW}
+            return encode_pictures(self.model, parts)
+        kept_BP = draw_patches(self.seed, self.step, batch.index_B, *self.model.vision.kept_of(batch.images_B3HW))
+        views = {"global": batch.global_views_bG3HW, "local": batch.local_views_bV3HW}
+        clean = self.model.vision(batch.images_B3HW, kept_BP)[:, None]
+        return {"clean": clean} | encode_pictures(self.model, views)
 
     @property
     def image_tokens(self) -> Tensor:
         """[B, N, W] all tokens of the clean view, after the last norm."""
-        return self._vision[0][:, 0]
+        return self.vision["clean"][:, 0]
 
     @cached_property
     def image_embeds(self) -> Tensor:
@@ -67,13 +68,21 @@ class Features:
     @property
     def student_views(self) -> list[Tensor]:
         """The student's tokens of global, then local views: [b, views, N, W] each."""
-        return [tokens for tokens in self._vision[1:] if tokens is not None]
+        return [self.vision[name] for name in ("global", "local") if name in self.vision]
 
     @cached_property
     def teacher_views(self) -> list[Tensor]:
         """The teacher's tokens of the global views."""
         with torch.no_grad():
-            return encode_pictures(self.teacher, [self.batch.global_views_bG3HW])
+            return list(encode_pictures(self.teacher, {"global": self.batch.global_views_bG3HW}).values())
+
+    def masked_tokens(self, places_bM: Tensor) -> Tensor:
+        """[b, N, W] the student's tokens of the first global view, the mask token standing at these patches."""
+        first_b3HW = self.batch.global_views_bG3HW[:, 0]
+        if not len(first_b3HW):  # a black picture, so that every rank runs the tower
+            first_b3HW, places_bM = first_b3HW.new_zeros(1, *first_b3HW.shape[1:]), places_bM.new_zeros(1, 1)
+        tokens = self.model.vision(first_b3HW, masked=(places_bM, self.model.mask_token()))
+        return tokens[: len(self.batch.view_rows_b)]
 
     # ---- texts --------------------------------------------------------------------------------------------------
 
@@ -87,23 +96,36 @@ class Features:
         }
 
     @cached_property
-    def _text(self) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Embeddings [B, K, D] by request, and the tokens [R, L, W] of all prompts: one pass of the text tower."""
+    def _text(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Embeddings [B, K, D] and tokens [B, K, L, W] by request, and the tokens [R, L, W] of all prompts: one pass
+        of the text tower."""
         captions = [self.batch.captions[name] for name in self._requests]
         prompts = [] if self._decoder_reads_tokens else [prompts.ids_RL for prompts in self._prompts.values()]
         ids = join_ids([*(ids.flatten(0, 1) for ids in captions), *prompts])
         tokens_TLW, embeds_TD = self.model.text(ids)
         sizes = [ids.shape[0] * ids.shape[1] for ids in captions]
-        parts = embeds_TD[: sum(sizes)].split(sizes)
-        embeds = {
-            name: part.unflatten(0, ids.shape[:2])
-            for name, part, ids in zip(self._requests, parts, captions, strict=True)
-        }
-        return embeds, tokens_TLW[sum(sizes) :]
+        embeds, tokens = (
+            {
+                name: part.unflatten(0, ids.shape[:2])
+                for name, part, ids in zip(self._requests, x[: sum(sizes)].split(sizes), captions, strict=True)
+            }
+            for x in (embeds_TD, tokens_TLW)
+        )
+        return embeds, tokens, tokens_TLW[sum(sizes) :]
 
     def texts(self, name: str) -> Tensor:
         """[B, K, D] embeddings of a caption request."""
         return self._text[0][name]
+
+    def text_tokens(self, name: str) -> Tensor:
+        """[B, K, L, W] the text tower's tokens of a caption request."""
+        return self._text[1][name]
+
+    def teacher_texts(self, name: str) -> Tensor:
+        """[B, K, D] the teacher's embeddings of a caption request."""
+        ids_BKL = self.batch.captions[name]
+        with torch.no_grad():
+            return self.teacher.text(ids_BKL.flatten(0, 1))[1].unflatten(0, ids_BKL.shape[:2])
 
     @property
     def _decoder_reads_tokens(self) -> bool:
@@ -120,7 +142,7 @@ class Features:
             torch.cat([part.parallel_R for part in prompts]),
         )
         answers_RL = answer_tokens(joined)
-        text_RLW = None if self._decoder_reads_tokens else self._text[1][:, : answers_RL.shape[1]]
+        text_RLW = None if self._decoder_reads_tokens else self._text[2][:, : answers_RL.shape[1]]
         losses_A = self.model.decoder(text_RLW, self.patch_embeds[joined.rows_R], joined, answers_RL)
         counts = answers_RL.sum(1).split([len(part.rows_R) for part in prompts])
         parts = losses_A.split([int(count.sum()) for count in counts])
@@ -143,17 +165,19 @@ class Features:
         return (self.batch.index_B[:, None] == self.everywhere["index"]).int().argmax(1)
 
 
-def encode_pictures(model: VisionLanguageModel, parts: list[Tensor]) -> list[Tensor]:
-    """Pictures [n, views, 3, H, W] to tokens [n, views, N, W]: one pass of the vision tower per picture size. A size
-    without any picture gets a black one, whose tokens nobody reads, so that every rank runs the tower."""
-    tokens: dict[int, Tensor] = {}
-    for size in dict.fromkeys(part.shape[-1] for part in parts if part.shape[1]):
-        same = {i: part.flatten(0, 1) for i, part in enumerate(parts) if part.shape[-1] == size and part.shape[1]}
+def encode_pictures(model: VisionLanguageModel, parts: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    """Pictures [n, views, 3, H, W] to tokens [n, views, N, W], of the parts that are there: one pass of the vision
+    tower per picture size. A size without any picture gets a black one, whose tokens nobody reads, so that every rank
+    runs the tower."""
+    there = {name: part for name, part in parts.items() if part is not None and part.shape[1]}
+    tokens: dict[str, Tensor] = {}
+    for size in dict.fromkeys(part.shape[-1] for part in there.values()):
+        same = {name: part.flatten(0, 1) for name, part in there.items() if part.shape[-1] == size}
         pictures = torch.cat(list(same.values()))
         encoded = model.vision(pictures if len(pictures) else pictures.new_zeros(1, *pictures.shape[1:]))
         pieces = encoded[: len(pictures)].split([len(part) for part in same.values()])
         tokens |= dict(zip(same, pieces, strict=True))
-    return [tokens[i].unflatten(0, part.shape[:2]) if i in tokens else None for i, part in enumerate(parts)]
+    return {name: tokens[name].unflatten(0, part.shape[:2]) for name, part in there.items()}
 
 
 def _placeholder(prompts: Prompts) -> Prompts:

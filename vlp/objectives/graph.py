@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlp.data.batch import Batch, DataNeeds
 from vlp.engine.distributed import rank, sum_over_ranks, world_size
 from vlp.models.ema import copy_student, update_teacher
+from vlp.models.initial import start_from
 from vlp.models.model import VisionLanguageModel
 from vlp.objectives import REGISTRY
 from vlp.objectives.balancing import Balancer
@@ -58,6 +59,8 @@ class ObjectiveGraph(nn.Module):
         self.recipe = recipe
         self.needs = graph_needs(recipe)
         self.model = VisionLanguageModel(recipe, self.needs.modules)
+        if recipe.model.init:
+            self.initial = start_from(self.model, recipe.model.init)
         self.teacher = None
         if self.needs.teacher_modules is not None:
             self.teacher = VisionLanguageModel(recipe, self.needs.teacher_modules)
@@ -132,7 +135,7 @@ class ObjectiveGraph(nn.Module):
             parts = [self.features(batch, step) for batch in batches]
             for features in parts:
                 features.share(self.shared(features, totals))
-                features.image_tokens  # noqa: B018  the losses below read them, without graph
+                features.vision  # noqa: B018  the losses below read it, without graph
         everywhere = {name: torch.cat([part.everywhere[name] for part in parts]) for name in parts[0].everywhere}
         leaves = {name: tensor.requires_grad_() for name, tensor in everywhere.items() if tensor.is_floating_point()}
         slopes = {name: torch.zeros_like(full(leaf)) for name, leaf in leaves.items()}
@@ -159,7 +162,10 @@ class ObjectiveGraph(nn.Module):
         """All that the objectives share, each tensor once; `index` tells whose image it is."""
         shared = {"index": features.batch.index_B}
         for name in totals:
-            shared |= self.objectives[name].shared(features)
+            own = self.objectives[name].shared(features)
+            if any(shared.get(key, tensor) is not tensor for key, tensor in own.items()):
+                raise RuntimeError(f"objective {name} shares another tensor under a name that is taken: {list(own)}")
+            shared |= own
         return shared
 
     @torch.no_grad()
