@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_batch import pad_rows, random_batch
 from torch import Tensor
 
-from vlp.data.batch import Batch, DataNeeds, Prompts
-from vlp.data.tokens import END, PAD, START
+from vlp.data.batch import Batch
+from vlp.data.tokens import END, START
 from vlp.models.model import VisionLanguageModel
 from vlp.objectives.features import Features
 from vlp.recipe import Recipe, load_recipe
@@ -27,10 +28,6 @@ def tiny_recipe() -> Callable[..., Recipe]:
     return make
 
 
-def pad_rows(rows: Sequence[Sequence[int]], length: int) -> Tensor:
-    return torch.tensor([[*row, *[PAD] * (length - len(row))] for row in rows], dtype=torch.int64).view(-1, length)
-
-
 @pytest.fixture(scope="session")
 def caption_ids() -> Callable[[list[list[int]]], Tensor]:
     """[T, L] from the inner ids of each caption: start and end token around them, padding behind."""
@@ -41,60 +38,9 @@ def caption_ids() -> Callable[[list[list[int]]], Tensor]:
     return make
 
 
-@pytest.fixture(scope="session")
-def random_batch() -> Callable[..., Batch]:
-    """A batch for `needs`: captions of uneven lengths (the first one empty), prompts whose pad column varies by
-    task, every second image with views. `without` names tasks that have no sample."""
-
-    def make(
-        needs: DataNeeds,
-        recipe: Recipe,
-        images: int = 5,
-        seed: int = 0,
-        without: Sequence[str] = (),
-        view_rows: Sequence[int] | None = None,
-        first_index: int = 0,
-    ) -> Batch:
-        rng = torch.Generator().manual_seed(seed)
-
-        def number(low: int, high: int) -> int:
-            return int(torch.randint(low, high, (1,), generator=rng))
-
-        def ids(count: int) -> list[int]:
-            return torch.randint(1, 60, (count,), generator=rng).tolist()  # few different ones, so that they repeat
-
-        def pixels(*shape: int) -> Tensor:
-            return torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng)
-
-        size = recipe.model.vision.image_size
-        batch = Batch(
-            index_B=torch.arange(first_index, first_index + images), images_B3HW=pixels(images, 3, size, size)
-        )
-        for request in needs.captions:
-            texts = [ids(number(0, 11)) if i else [] for i in range(images * request.count)]
-            rows = pad_rows([[START, *text, END] for text in texts], 16)
-            batch.captions[request.name] = rows.view(images, request.count, -1)
-        for place, request in enumerate(needs.tasks):
-            rows, starts, heads = [], [], []
-            for row in range(0 if request.task in without else images):
-                prompt, answer = ids(number(1, 5)), ids(number(0, 6))
-                rows.append([START, *prompt, *answer, END])
-                starts.append(1 + len(prompt))
-                heads.append(row)
-            batch.prompts[request.task] = Prompts(
-                pad_rows(rows, 16 + 8 * (place % 2)),
-                torch.tensor(starts, dtype=torch.int64),
-                torch.tensor(heads, dtype=torch.int64),
-            )
-        if needs.view_share:
-            rows = list(range(0, images, 2) if view_rows is None else view_rows)
-            views = recipe.views
-            batch.view_rows_b = torch.tensor(rows, dtype=torch.int64)
-            batch.global_views_bG3HW = pixels(len(rows), views.global_count, 3, views.global_size, views.global_size)
-            batch.local_views_bV3HW = pixels(len(rows), views.local_count, 3, views.local_size, views.local_size)
-        return batch
-
-    return make
+@pytest.fixture(scope="session", name="random_batch")
+def random_batch_fixture() -> Callable[..., Batch]:
+    return random_batch
 
 
 class Given(Features):
