@@ -84,7 +84,8 @@ def one_step(graph: ObjectiveGraph, parts: list[Batch]) -> dict[str, Tensor]:
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     totals = graph.begin_step(parts, STEP)
     found: dict[str, Tensor] = {}
-    for part, cache in zip(parts, graph.cache_shared(parts, totals, STEP), strict=True):
+    caches = graph(parts, totals, STEP) if len(parts) > 1 else [None]
+    for part, cache in zip(parts, caches, strict=True):
         total, report = graph(part, totals, STEP, cache)
         (total / len(parts)).backward()
         for key in report:

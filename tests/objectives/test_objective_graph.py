@@ -198,7 +198,7 @@ def test_accumulation_gives_the_gradient_of_the_whole(balance: str, tiny_recipe,
     total.backward()
     totals = split.begin_step(parts, 3)
     reports = []
-    for part, cache in zip(parts, split.cache_shared(parts, totals, 3), strict=True):
+    for part, cache in zip(parts, split(parts, totals, 3), strict=True):
         share, part_report = split(part, totals, 3, cache)
         (share / 2).backward()  # the engine averages over the accumulated micro-batches
         reports.append(part_report)

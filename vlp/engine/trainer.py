@@ -14,7 +14,6 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.torch_autocast import autocast_if_enabled
 from torch import Tensor
 
 from vlp.data.loader import Loaded, make_loader
@@ -99,8 +98,7 @@ def run_steps(
         skipped.update(sum((part.skipped for part in loaded), Counter()))
 
         totals = graph.begin_step(batches, step)
-        with autocast_if_enabled(engine):
-            caches = graph.cache_shared(batches, totals, step)
+        caches = engine(batches, totals, step) if len(batches) > 1 else [None]
         rate = learning_rate(step, settings)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate if step >= group["starts_at"] * settings.steps else 0.0

@@ -88,9 +88,10 @@ class ObjectiveGraph(nn.Module):
         return totals
 
     def forward(
-        self, batch: Batch, totals: dict[str, Totals], step: int, cache: Cache | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total to call backward on, and a report.
+        self, batch: Batch | list[Batch], totals: dict[str, Totals], step: int, cache: Cache | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]] | list[Cache | None]:
+        """The total to call backward on, and a report; of several batches what `cache_shared` gives, because ZeRO-3
+        gathers parameters only in here.
 
         The total is scaled by the number of micro-batches of all ranks: the engine averages gradients over them,
         and the shares must add up. The report holds `loss` and `loss/NAME` as shares, to be summed over ranks and
@@ -100,6 +101,8 @@ class ObjectiveGraph(nn.Module):
             totals: what `begin_step` gave: of the objectives that train at this step.
             cache: this micro-batch's part of what `cache_shared` gave, where `batch` is not all that this rank has.
         """
+        if isinstance(batch, list):
+            return self.cache_shared(batch, totals, step)
         features = self.features(batch, step)
         features.share(self.shared(features, totals), cache.everywhere if cache else None)
         terms = {name: self.objectives[name](features, total) for name, total in totals.items()}
@@ -129,7 +132,7 @@ class ObjectiveGraph(nn.Module):
         reading = {
             name: total for name, total in totals.items() if type(self.objectives[name]).shared is not Objective.shared
         }
-        if len(batches) == 1 or not reading:
+        if not reading:
             return [None] * len(batches)
         with torch.no_grad():
             parts = [self.features(batch, step) for batch in batches]
