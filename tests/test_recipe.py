@@ -202,6 +202,37 @@ def test_a_null_that_something_reads_is_refused_and_else_allowed(override: str, 
         load(override, path=SHIPPED_RECIPES / "clip.yaml")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "override", "says"),
+    [
+        ("superclip_dual", "data.fields.long=null", "objectives.classification: captions: long reads data.fields.long"),
+        ("goldiclip_dc", "data.fields.regions=null", "objectives.referring: task referring reads data.fields.regions"),
+        ("goldiclip_vd", "data.fields.vqa=null", "objectives.vqa: task vqa reads data.fields.vqa"),
+        ("coca", "objectives.caption.captions=raw + data.fields.raw=null", "task caption reads data.fields.raw"),
+        ("silc", "data.views=null", "objectives.distillation: distillation compares views"),
+        ("cosmos", "data.views=null", "objectives.distillation: cross-modal distillation compares views"),
+        ("slip", "data.views.global_count=1", "objectives.views: view_contrastive compares two global views; set data"),
+        ("siglip2_style", "data.views=null", "objectives.distillation: distillation compares views"),
+        ("siglip2_style", "objectives.caption.parallel=1.5", "objectives.caption.parallel: given 1.5"),
+        ("siglip2_style", "model.decoder.input=text_tower", "objectives.caption: parallel hides the answer from"),
+        ("siglip2_style", "objectives.masked.starts_at=1", "objectives.masked.starts_at: given 1"),
+        ("siglip2_style", "objectives.masked.masked=0", "objectives.masked.masked: given 0"),
+        ("clip_mixed", "objectives.contrastive.long_share=-0.1", "objectives.contrastive.long_share: given -0.1"),
+        ("flip", "model.vision.patch_dropout=1", "model.vision.patch_dropout: given 1"),
+        ("dreamlip", "objectives.grouping.sparsity=2", "objectives.grouping.sparsity: given 2"),
+        ("cosmos", "objectives.distillation.heads=3", "objectives.distillation: heads: model.embed_dim=128 does not"),
+        ("lit", "model.init=nowhere", "model.init: nowhere does not exist; give the folder of a finished run"),
+        (
+            "locca",
+            "objectives.again={type: decoding, task: vqa} + objectives.more={type: decoding, task: vqa}",
+            "same task",
+        ),
+    ],
+)
+def test_what_an_objective_lacks_is_named(recipe: str, override: str, says: str) -> None:
+    assert says in mistake(*override.split(" + "), path=SHIPPED_RECIPES / f"{recipe}.yaml")
+
+
 @pytest.mark.parametrize("key", ["train_batch_size", "gradient_clipping", "optimizer", "bf16", "steps_per_print"])
 def test_deepspeed_settings_may_not_contradict_the_recipe(key: str) -> None:
     assert f"engine.deepspeed: '{key}' is decided by " in mistake(f"engine.deepspeed.{key}=1")
