@@ -26,7 +26,7 @@ def make_optimizer(graph: ObjectiveGraph) -> torch.optim.AdamW:
         if parameter.requires_grad:
             is_spared = parameter.ndim < 2 or name.rsplit(".", 1)[-1] in _TABLES
             decay = 0.0 if is_spared else settings.weight_decay
-            groups.setdefault((_starts_at(name, graph.recipe), decay), []).append(parameter)
+            groups.setdefault((starts_at(name, graph.recipe), decay), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": parameters, "weight_decay": decay, "starts_at": start}
@@ -47,7 +47,7 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _starts_at(name: str, recipe: Recipe) -> float:
+def starts_at(name: str, recipe: Recipe) -> float:
     """The share of the training after which an objective reads the graph's parameter of this name."""
     owner, part = name.split(".")[:2]
     if owner == "objectives":

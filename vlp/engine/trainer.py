@@ -28,7 +28,7 @@ from vlp.engine.checkpoint import (
 )
 from vlp.engine.distributed import barrier, rank, sum_over_ranks, world_size
 from vlp.engine.monitor import Monitor, Stopwatch, console, peak_memory_bytes
-from vlp.engine.optimizer import learning_rate, make_optimizer
+from vlp.engine.optimizer import learning_rate, make_optimizer, starts_at
 from vlp.errors import UserError
 from vlp.evaluation.evaluate import evaluate_state
 from vlp.evaluation.table import print_result
@@ -91,7 +91,7 @@ def run_steps(
     skipped: Counter[str] = Counter()
     watch = Stopwatch()
     graph.train()
-    gradients = GradientWatch(graph)
+    gradients = GradientWatch(graph, start)
     for step in range(start, settings.steps):
         loaded: list[Loaded] = [watch.wait_for(loader) for _ in range(settings.accumulation)]
         batches = [part.batch.to(device) for part in loaded]
@@ -162,15 +162,19 @@ def stop_if_not_finite(report: dict[str, Tensor], step: int) -> None:
 
 
 class GradientWatch:
-    """Says once, after the first backward, whether every trainable parameter took a gradient."""
+    """Says once, after the first backward, whether every parameter that trains by then took a gradient."""
 
-    def __init__(self, module: torch.nn.Module):
-        self.without = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-        self.count = len(self.without)
+    def __init__(self, graph: ObjectiveGraph, step: int):
+        recipe = graph.recipe
+        watched = {
+            name: parameter
+            for name, parameter in graph.named_parameters()
+            if parameter.requires_grad and step >= starts_at(name, recipe) * recipe.train.steps
+        }
+        self.without, self.count = set(watched), len(watched)
         self.hooks = [
             parameter.register_hook(lambda _, name=name: self.without.discard(name))
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad
+            for name, parameter in watched.items()
         ]
 
     def report(self, step: int) -> None:
@@ -183,7 +187,10 @@ class GradientWatch:
         if rank() == 0:
             missing = f", none reached {', '.join(sorted(self.without))}" if self.without else ""
             reached = self.count - len(self.without)
-            console.print(f"step {step + 1}: {reached} of {self.count} trainable parameters took a gradient{missing}")
+            console.print(
+                f"step {step + 1}: {reached} of {self.count} trainable parameters took a gradient{missing}",
+                soft_wrap=True,
+            )
 
 
 def gradient_norm_before_step(engine: Any) -> Tensor | None:
