@@ -1,4 +1,4 @@
-"""Random batches for a recipe's needs."""
+"""Random batches for a recipe's needs, and prompts of given ids."""
 
 from collections.abc import Sequence
 
@@ -12,6 +12,23 @@ from vlp.recipe import Recipe
 
 def pad_rows(rows: Sequence[Sequence[int]], length: int) -> Tensor:
     return torch.tensor([[*row, *[PAD] * (length - len(row))] for row in rows], dtype=torch.int64).view(-1, length)
+
+
+def prompts_of(
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    images: Sequence[int],
+    padding: int = 2,
+    length: int | None = None,
+    parallel: Sequence[bool] | None = None,
+) -> Prompts:
+    """From (prompt ids, answer ids) of each row and whose image it is about; padded by that much, or to that length."""
+    sequences = [[START, *prompt, *answer, END] for prompt, answer in rows]
+    return Prompts(
+        pad_rows(sequences, length or max(map(len, sequences), default=1) + padding),
+        torch.tensor([1 + len(prompt) for prompt, _ in rows], dtype=torch.int64),
+        torch.tensor(images, dtype=torch.int64),
+        None if parallel is None else torch.tensor(parallel, dtype=torch.bool),
+    )
 
 
 def random_batch(

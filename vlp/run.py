@@ -27,15 +27,11 @@ def open_run(recipe: Recipe) -> Path:
     """
     folder = recipe.run_dir
     stored = folder / "recipe.yaml"
+    if difference := stored_difference(recipe):
+        raise UserError(
+            f"{folder} holds a run of another recipe: {difference}; give another run.dir=, or delete that folder"
+        )
     if stored.exists():
-        differences = _differences(load_recipe(stored).model_dump(mode="json"), recipe.model_dump(mode="json"))
-        if differences:
-            key, (was, now) = next(iter(differences.items()))
-            more = f" and {len(differences) - 1} more keys" if len(differences) > 1 else ""
-            raise UserError(
-                f"{folder} holds a run of another recipe: {key} is {was} there and {now} here{more}; "
-                "give another run.dir=, or delete that folder"
-            )
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,6 +39,19 @@ def open_run(recipe: Recipe) -> Path:
     except OSError as error:
         raise UserError(f"run.dir: cannot write {folder} ({error.strerror}); give another run.dir=") from None
     return folder
+
+
+def stored_difference(recipe: Recipe) -> str:
+    """How the run in the recipe's folder differs from it, in words; empty when it does not, or none is there."""
+    stored = recipe.run_dir / "recipe.yaml"
+    if not stored.exists():
+        return ""
+    differences = _differences(load_recipe(stored).model_dump(mode="json"), recipe.model_dump(mode="json"))
+    if not differences:
+        return ""
+    key, (was, now) = next(iter(differences.items()))
+    more = f" and {len(differences) - 1} more keys" if len(differences) > 1 else ""
+    return f"{key} is {was} there and {now} here{more}"
 
 
 def load_run(folder: str | Path, overrides: list[str] | None = None) -> tuple[Recipe, VisionLanguageModel]:

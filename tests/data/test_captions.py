@@ -133,3 +133,65 @@ def test_diverse_draws_from_all_kinds() -> None:
     assert len(drawn) == 500
     seen = {sentence for text in drawn for sentence in text.split(". ")}
     assert seen == {"r", "s1", "s2", "s3", "l1", "l2", "l3", "l4", "l5"}
+
+
+# ---- mixed, sentences, passages ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_a_mixed_caption_is_long_with_its_probability(share: float) -> None:
+    rng, request = np.random.default_rng(0), CaptionRequest("mixed", 4, share)
+    found = shares([text for _ in range(DRAWS // 4) for text in sample_captions(CAPTIONS, request, rng)])
+    expected = {text: share / 2 for text in CAPTIONS["long"]} | {text: (1 - share) / 3 for text in CAPTIONS["short"]}
+    assert found == pytest.approx({text: part for text, part in expected.items() if part}, abs=0.015)
+    assert request.fields == ("short", "long")
+    assert request.name == f"mixed{share:g}x4"
+
+
+texts = st.lists(st.text("abc .\n").map(str.strip).filter(bool), max_size=4)
+fields = st.fixed_dictionaries({"raw": texts, "short": texts, "long": texts})
+seeds = st.integers(0, 2**32)
+
+
+@given(fields, st.floats(0, 1), st.integers(1, 5), seeds)
+def test_a_mixed_caption_is_of_the_kind_that_is_there(captions: dict, share: float, count: int, seed: int) -> None:
+    drawn = sample_captions(captions, CaptionRequest("mixed", count, share), np.random.default_rng(seed))
+    kinds = captions["short"] + captions["long"]
+    assert len(drawn) == (count if kinds else 0)
+    assert set(drawn) <= set(kinds)
+    for kind, always in (("short", 0.0), ("long", 1.0)):
+        drawn = sample_captions(captions, CaptionRequest("mixed", count, always), np.random.default_rng(seed))
+        assert set(drawn) <= set(captions[kind] or kinds)
+
+
+@given(fields, st.integers(1, 9), seeds)
+def test_sentences_are_whole_and_different_while_there_are_enough(captions: dict, count: int, seed: int) -> None:
+    whole = [sentence for kind in captions.values() for text in kind for sentence in split_sentences(text)]
+    drawn = draw("sentence", count, captions, seed)
+    assert len(drawn) == (count if whole else 0)
+    assert not Counter(drawn) - Counter(whole) or count > len(whole)
+    assert set(drawn) <= set(whole)
+
+
+@given(st.integers(1, 8), st.integers(1, 4), seeds)
+def test_a_passage_is_one_to_five_different_sentences(sentences: int, count: int, seed: int) -> None:
+    captions = {"raw": [], "short": ["s0"], "long": [". ".join(f"s{i}" for i in range(1, sentences))]}
+    drawn = draw("passage", count, captions, seed)
+    assert len(drawn) == count
+    for text in drawn:
+        parts = text.split(". ")
+        assert 1 <= len(parts) <= min(5, sentences)
+        assert len(set(parts)) == len(parts)
+        assert set(parts) <= {f"s{i}" for i in range(sentences)}
+    assert draw("passage", count, {"raw": [], "short": [], "long": ["."]}, seed) == []
+
+
+def test_passages_of_every_length_and_order_are_equally_likely() -> None:
+    drawn = [text.split(". ") for text in draw("passage", DRAWS, {"raw": [], "short": list("abcdef"), "long": []})]
+    lengths = Counter(len(part) for part in drawn)
+    assert {m: count / DRAWS for m, count in lengths.items()} == pytest.approx(
+        dict.fromkeys(range(1, 6), 1 / 5), abs=0.015
+    )
+    pairs = shares(["".join(part) for part in drawn if len(part) == 2])
+    assert len(pairs) == 30
+    assert max(pairs.values()) < 2 / 30

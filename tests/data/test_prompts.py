@@ -17,9 +17,9 @@ REGION = {"box": [0.25, 0.5, 0.75, 1], "phrase": "large cat", "caption": "a larg
 PAIR = {"question": "How many cats?", "answer": "two"}
 
 
-def prompt(task: str, annotations=None, captions=CAPTIONS, crop=WHOLE, seed: int = 0, **settings):
-    rng = np.random.default_rng(seed)
-    return make_prompt(TaskRequest(task), captions, annotations or {}, crop, 224, DataSettings(**settings), rng)
+def prompt(task: str, annotations=None, captions=CAPTIONS, crop=WHOLE, seed: int = 0, wording=None, **settings):
+    request, rng = TaskRequest(task, **(wording or {})), np.random.default_rng(seed)
+    return make_prompt(request, captions, annotations or {}, crop, 224, DataSettings(**settings), rng)
 
 
 def test_wording() -> None:
@@ -29,6 +29,31 @@ def test_wording() -> None:
     assert prompt("vqa", annotations) == ("VQA How many cats?, answer is", "two")
     answers = Counter(prompt("caption", seed=seed) for seed in range(60))
     assert set(answers) == {("Caption:", text) for text in CAPTIONS["short"]} and min(answers.values()) > 10
+
+
+def test_wording_of_a_recipe() -> None:
+    """LocCa's: the answer holds both parts. Braces are doubled as in any template; an empty prompt is one."""
+    annotations = {"regions": [REGION], "vqa": [PAIR]}
+    locca = {"prompt": "ARef:", "answer": "{phrase} : {box}"}
+    assert prompt("referring", annotations, wording=locca) == ("ARef:", "large cat : [56, 112, 168, 223]")
+    braces = {"prompt": "{{{question}}}", "answer": "{answer}, {answer}"}
+    assert prompt("vqa", annotations, wording=braces) == ("{How many cats?}", "two, two")
+    assert prompt("caption", captions=CAPTIONS | {"short": ["{box}"]}, wording={"prompt": ""}) == ("", "{box}")
+
+
+@pytest.mark.parametrize("kind", ["raw", "short", "long", "any"])
+def test_a_caption_prompt_draws_from_its_kind(kind: str) -> None:
+    drawn = {prompt("caption", seed=seed, wording={"captions": kind})[1] for seed in range(60)}
+    assert drawn == {text for field, texts in CAPTIONS.items() for text in texts if kind in (field, "any")}
+    assert TaskRequest("caption", captions=kind).field == ("long" if kind == "any" else kind)
+
+
+def test_a_request_is_named_by_its_task_and_unusual_words() -> None:
+    assert TaskRequest("vqa").name == TaskRequest("vqa", 0.5, "VQA {question}, answer is").name == "vqa"
+    short = TaskRequest("vqa", prompt="Q: {question}")
+    assert short.templates == ("Q: {question}", "{answer}")
+    assert short.name == "vqa 'Q: {question}' '{answer}'"
+    assert [TaskRequest(task).field for task in ("referring", "grounded", "vqa")] == ["regions", "regions", "vqa"]
 
 
 def test_boxes_are_whole_pixels_of_the_view() -> None:

@@ -163,6 +163,52 @@ def test_a_flip_mirrors() -> None:
     assert (view[:, :, ::-1] == mirrored).all() and (view != mirrored).any()
 
 
+# ---- colour and sharpness ---------------------------------------------------------------------------------------
+
+NOISE = Image.fromarray(np.random.default_rng(7).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+CHANGES = ("jitter", "grayscale", "blur")
+
+
+def changed_view(seed: int, **settings: float) -> np.ndarray:
+    return render_view(NOISE, 24, (0.9, 1.0), ViewSettings(flip=0, **settings), np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_depends_on_the_generator_alone_and_comes_with_its_probability(change: str) -> None:
+    plain = [changed_view(seed) for seed in range(300)]
+    views = [changed_view(seed, **{change: 0.3}) for seed in range(300)]
+    assert all(view.dtype == np.uint8 and view.shape == (3, 24, 24) and view.flags.c_contiguous for view in views)
+    assert all((changed_view(seed, **{change: 0.3}) == views[seed]).all() for seed in range(30))
+    changed = [(one != other).any() for one, other in zip(plain, views, strict=True)]  # of the same crop
+    assert abs(np.mean(changed) - 0.3) < 0.1
+    always = [changed_view(seed, **{change: 1.0}) for seed in range(20)]
+    assert all((one != other).any() for one, other in zip(plain, always, strict=False))
+
+
+def test_what_each_change_does() -> None:
+    plain, jitter, gray, blur = (changed_view(1, **change) for change in ({}, *({name: 1.0} for name in CHANGES)))
+    assert (gray == gray[:1]).all()  # three equal channels of the same brightness
+    weights = np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(gray[0], np.tensordot(weights, plain.astype(float), 1), atol=1)
+
+    def roughness(view: np.ndarray) -> float:
+        return np.abs(np.diff(view.astype(float), axis=2)).mean()
+
+    assert roughness(blur) < 0.8 * roughness(plain)
+    assert abs(blur.mean() - plain.mean()) < 3
+    assert len({changed_view(seed, jitter=1.0).tobytes() for seed in range(20)}) == 20
+    assert (jitter != jitter[:1]).any()
+
+
+def test_a_change_of_probability_zero_draws_nothing() -> None:
+    """So a recipe without colour changes sees the same crops as before there were any."""
+    view, manual = np.random.default_rng(3), np.random.default_rng(3)
+    render_view(NOISE, 24, (0.4, 1.0), ViewSettings(), view)
+    random_crop(*NOISE.size, (0.4, 1.0), manual)
+    manual.random()  # the mirror
+    assert view.bit_generator.state == manual.bit_generator.state
+
+
 # ---- boxes ------------------------------------------------------------------------------------------------------
 
 edges = st.lists(st.integers(0, 60), min_size=2, max_size=2, unique=True).map(sorted)

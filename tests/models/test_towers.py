@@ -171,3 +171,51 @@ def test_average_pooling_has_no_class_token() -> None:
     assert vision("average").prefix == 0
     assert vision("average").vit.cls_token is None
     assert vision("average").vit.pos_embed.shape[1] == 16
+
+
+# ---- some patches -----------------------------------------------------------------------------------------------
+
+
+def other_pixels(pictures: torch.Tensor, place: int) -> torch.Tensor:
+    """The pictures with other pixels in one of their 8 x 8 patches."""
+    y, x = (8 * part for part in divmod(place, pictures.shape[-1] // 8))
+    changed = pictures.clone()
+    changed[:, :, y : y + 8, x : x + 8] = 255 - changed[:, :, y : y + 8, x : x + 8]
+    return changed
+
+
+@pytest.mark.parametrize("pooling", ["cls", "average"])
+@pytest.mark.parametrize("size", [32, 16])
+def test_keeping_or_masking(size: int, pooling: str) -> None:
+    """All patches kept and none masked is the plain pass. A patch that is left out or masked does not matter, the
+    others do; kept ones take their positions with them, in whatever order they come."""
+    tower, patches = vision(pooling).double(), (size // 8) ** 2
+    pictures = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    kept = torch.tensor([[0, 2, 3], [1, 2, 3]])
+    token = torch.randn(32, dtype=torch.float64)
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    with torch.no_grad():
+        everything = torch.arange(patches).expand(2, -1)
+        torch.testing.assert_close(tower(pictures, everything), tower(pictures), **close)
+        torch.testing.assert_close(tower(pictures, masked=(kept[:, :0], token)), tower(pictures), **close)
+        dropped, masked = tower(pictures, kept), tower(pictures, masked=(kept, token))
+        assert dropped.shape == (2, 3 + tower.prefix, 32)
+        assert masked.shape == tower(pictures).shape
+        for place in range(4):
+            changed = other_pixels(pictures, place)
+            moved = (tower(changed, kept) - dropped).abs().amax((1, 2)) > 1e-6
+            assert moved.tolist() == [place in row for row in kept.tolist()]
+            moved = (tower(changed, masked=(kept, token)) - masked).abs().amax((1, 2)) > 1e-6
+            assert moved.tolist() == [place not in row for row in kept.tolist()]
+        moved = (tower(pictures, masked=(kept, -token)) - masked).abs().amax((1, 2)) > 1e-6
+        assert moved.all()
+        backwards = tower(pictures, kept.flip(1))
+        torch.testing.assert_close(tower.patches(backwards).flip(1), tower.patches(dropped), **close)
+
+
+def test_how_many_patches_are_kept() -> None:
+    tower, pictures = vision(), torch.zeros(1, 3, 48, 32)
+    assert (tower.patches_of(pictures), tower.kept_of(pictures)) == (24, (24, 24))
+    for dropout, kept in ((0.5, 12), (0.9, 2), (0.99, 1)):
+        tower.patch_dropout = dropout
+        assert tower.kept_of(pictures) == (24, kept)

@@ -1,6 +1,5 @@
-"""Decoding against one prompt at a time without padding, and what the decoder cannot see."""
+"""Which ids are predicted, and what the decoder cannot see. Values and gradients: tests/parity."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -8,12 +7,14 @@ import torch
 from hypothesis import example, settings
 from hypothesis import given as over
 from hypothesis import strategies as st
+from random_batch import prompts_of
 from torch import Tensor
 
 import vlp.models.decoder as decoder_module
 from vlp.data.batch import Batch, Prompts
 from vlp.data.prompts import encode_prompt
-from vlp.data.tokens import END, PAD, START
+from vlp.data.tokens import PAD, START
+from vlp.errors import UserError
 from vlp.models.model import VisionLanguageModel
 from vlp.objectives.decoding import Decoding, answer_tokens
 from vlp.objectives.features import Features
@@ -26,52 +27,6 @@ def model(tiny_recipe) -> VisionLanguageModel:
     torch.manual_seed(0)
     modules = {"image_projection", "patch_projection", "text", "decoder"}
     return VisionLanguageModel(tiny_recipe("goldiclip"), modules).double()
-
-
-def prompts_of(rows: list[tuple[list[int], list[int]]], images: list[int], padding: int = 2) -> Prompts:
-    """From (prompt ids, answer ids) of each row."""
-    sequences = [[START, *prompt, *answer, END] for prompt, answer in rows]
-    length = max(map(len, sequences), default=1) + padding
-    ids = torch.tensor([[*ids, *[PAD] * (length - len(ids))] for ids in sequences], dtype=torch.int64)
-    starts = torch.tensor([1 + len(prompt) for prompt, _ in rows], dtype=torch.int64)
-    return Prompts(ids.view(-1, length), starts, torch.tensor(images, dtype=torch.int64))
-
-
-# ---- naive decoder, written from docs/method.md ----------------------------------------------------------------------
-
-
-def naive_attention(module, x_LD: Tensor, context_PD: Tensor | None) -> Tensor:
-    """Position l looks at positions 0..l of itself, or at all of the context; loops over positions and heads."""
-    source = x_LD if context_PD is None else context_PD
-    width = x_LD.shape[-1]
-    keys_values = module.key_value(source)
-    keys, values, queries = keys_values[:, :width], keys_values[:, width:], module.query(x_LD)
-    size, rows = width // module.heads, []
-    for position, query in enumerate(queries):
-        seen = position + 1 if context_PD is None else len(source)
-        heads = []
-        for start in range(0, width, size):
-            part = slice(start, start + size)
-            weights = [((query[part] * keys[k, part]).sum() / math.sqrt(size)).exp() for k in range(seen)]
-            heads.append(sum(w * values[k, part] for k, w in enumerate(weights)) / sum(weights))
-        rows.append(torch.cat(heads))
-    return module.output(torch.stack(rows))
-
-
-def naive_losses(model: VisionLanguageModel, prompt: list[int], answer: list[int], patches_PD: Tensor) -> list[Tensor]:
-    """NLL of each answer token and of the end token, from the ids before it alone."""
-    ids = [START, *prompt, *answer, END]
-    x_LD = model.decoder.input(model.text(torch.tensor([ids]))[0][0])
-    for block in model.decoder.blocks:
-        x_LD = x_LD + naive_attention(block.self_attention, block.norm_self(x_LD), None)
-        x_LD = x_LD + naive_attention(block.cross_attention, block.norm_cross(x_LD), patches_PD)
-        x_LD = x_LD + block.mlp(block.norm_mlp(x_LD))
-    logits_LV = model.decoder.head(model.decoder.norm(x_LD))
-    losses = []
-    for position in range(1 + len(prompt), len(ids)):  # labels shifted: predicted one position earlier
-        logits_V = logits_LV[position - 1]
-        losses.append(torch.log(logits_V.exp().sum()) - logits_V[ids[position]])
-    return losses
 
 
 def run(model: VisionLanguageModel, prompts: dict[str, Prompts], patches_BPD: Tensor) -> dict[str, Tensor]:
@@ -87,48 +42,6 @@ ROWS = {
     "vqa": [([9], [8]), ([9, 8], [7, 6, 5, 4, 3]), ([2], [2, 2])],
 }
 IMAGES = {"caption": [2, 0], "referring": [1], "grounded": [1], "vqa": [0, 1, 2]}
-
-
-# ---- values and gradients ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tasks", [TASKS, ("referring",), ("vqa", "caption")])
-@pytest.mark.parametrize("patches", [1, 4])
-def test_loss(tasks, patches, model, tiny_recipe, leaf, compare) -> None:
-    tokens = leaf(3, patches, 16, seed=1)
-    prompts = {task: prompts_of(ROWS[task], IMAGES[task], padding=3 * place) for place, task in enumerate(tasks)}
-    features = Features(model, None, Batch(torch.arange(3), prompts=prompts), frozenset(), 0, 0)
-    features.patch_embeds = tokens
-    recipe = tiny_recipe("goldiclip")
-    leaves = [tokens, model.text.positional_embedding, *model.decoder.parameters()]
-    for task in tasks:
-        objective = Decoding(recipe, recipe.objectives[task], model)
-        totals = objective.counts(features.batch)
-        rows = list(zip(ROWS[task], IMAGES[task], strict=True))
-        naive = [loss for (texts, image) in rows for loss in naive_losses(model, *texts, tokens[image])]
-        assert totals["present"] == len(naive) == sum(len(answer) + 1 for _, answer in ROWS[task])
-        compare(objective(features, totals).loss, sum(naive) / len(naive), leaves)
-
-
-def test_shares_add_up(model, tiny_recipe, leaf, compare) -> None:
-    """Micro-batches of one image each, with different numbers of answer tokens; one has none of the task."""
-    recipe, tokens = tiny_recipe("goldiclip"), leaf(4, 2, 16, seed=2)
-    objective = Decoding(recipe, recipe.objectives["vqa"], model)
-    whole = Batch(torch.arange(4), prompts={"vqa": prompts_of(ROWS["vqa"], IMAGES["vqa"])})
-    totals = objective.counts(whole)
-    features = Features(model, None, whole, frozenset(), 0, 0)
-    features.patch_embeds = tokens
-    shares, counted = [], 0
-    for image in range(4):
-        chosen = [row for row, of in zip(ROWS["vqa"], IMAGES["vqa"], strict=True) if of == image]
-        part = Batch(torch.tensor([image]), prompts={"vqa": prompts_of(chosen, [0] * len(chosen))})
-        counted += objective.counts(part)["present"]
-        split = Features(model, None, part, frozenset(), 0, 0)
-        split.patch_embeds = tokens[image : image + 1]
-        shares.append(objective(split, totals).loss)
-    assert counted == totals["present"]
-    assert shares[3] == 0
-    compare(sum(shares), objective(features, totals).loss, [tokens, *model.decoder.parameters()])
 
 
 # ---- which ids are predicted ------------------------------------------------------------------------------------
@@ -251,3 +164,68 @@ def test_each_prompt_reads_its_own_image(model, leaf) -> None:
     for row, image in enumerate([2, 0]):
         (gradient,) = torch.autograd.grad(losses[row].sum(), tokens, retain_graph=True)
         assert gradient.flatten(1).any(1).tolist() == [i == image for i in range(3)]
+
+
+# ---- all at once ------------------------------------------------------------------------------------------------
+
+
+def hidden_states(model: VisionLanguageModel, prompts: Prompts, patches_BPD: Tensor) -> Tensor:
+    """[R, L, D] after the last block."""
+    found = []
+    handle = model.decoder.blocks[-1].register_forward_hook(lambda *call: found.append(call[-1]))
+    run(model, {"caption": prompts}, patches_BPD)
+    handle.remove()
+    return found[0]
+
+
+def test_a_parallel_row_sees_its_prompt_and_no_answer_token(tiny_recipe, leaf) -> None:
+    """Neither another answer id nor an answer of another length changes any of its hidden states; each of them looks at
+    the whole context. The row beside it is causal."""
+    recipe, tokens = tiny_recipe("locca", "model.text.context_length=10"), leaf(1, 3, 16, seed=8)
+    torch.manual_seed(0)
+    model = VisionLanguageModel(recipe, {"image_projection", "patch_projection", "decoder"}).double()
+
+    def states(prompt: list[int], answer: list[int]) -> Tensor:
+        rows = prompts_of([(prompt, answer)] * 2, [0, 0], length=10, parallel=[True, False])
+        return hidden_states(model, rows, tokens)
+
+    before = states([7, 8], [11, 12, 13])
+    for place, answer in ((3, [14, 12, 13]), (5, [11, 12, 14]), (6, [11, 12, 13, 14, 15]), (5, [11, 12]), (3, [])):
+        after = states([7, 8], answer)
+        torch.testing.assert_close(after[0], before[0], rtol=1e-12, atol=1e-12)
+        moved = (after[1] - before[1]).abs().amax(1) > 1e-9
+        assert moved.nonzero().min() == place
+    assert (states([7, 9], [11, 12, 13])[0] - before[0]).abs().amax(1).min() > 1e-9
+
+    positions = model.decoder.input.positions
+    for place in range(10):
+        for row, looks_at in ((0, 10), (1, place + 1)):
+            (slope,) = torch.autograd.grad(before[row, place].square().sum(), positions, retain_graph=True)
+            assert slope.any(1).tolist() == [other < looks_at for other in range(10)]
+
+
+# ---- settings ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "says"),
+    [
+        ("locca", 'prompt="Cap {phrase}:"', "prompt: given 'Cap {phrase}:'; a template of this task holds {caption}"),
+        ("locca", "answer=a picture", "answer: given 'a picture'; a template of this task holds {caption}"),
+        ("locca", 'answer="{}"', "answer: given '{}'; a template of this task holds {caption}"),
+        ("locca", 'answer="{caption"', "which is no template"),
+        ("goldiclip", "parallel=0.5", "set model.decoder.input=tokens"),
+    ],
+)
+def test_a_template_that_cannot_be_filled_is_one_line(recipe: str, override: str, says: str, tiny_recipe) -> None:
+    with pytest.raises(UserError) as raised:
+        tiny_recipe(recipe, f"objectives.caption.{override}")
+    assert "objectives.caption: " in str(raised.value)
+    assert says in str(raised.value)
+
+
+def test_a_task_may_name_each_of_its_parts(tiny_recipe) -> None:
+    recipe = tiny_recipe(
+        "locca", 'objectives.grounded.prompt="{phrase}?"', 'objectives.grounded.answer="{box} {{{phrase}"'
+    )
+    assert recipe.objectives["grounded"].request.templates == ("{phrase}?", "{box} {{{phrase}")

@@ -6,7 +6,7 @@ from hypothesis import given as over
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from vlp.objectives.drawing import draw_caption, draw_others, hash_pairs
+from vlp.objectives.drawing import draw_caption, draw_others, draw_patches, hash_pairs
 from vlp.objectives.text_conditioned import meet_captions
 
 numbers = st.integers(0, 2**40)
@@ -111,3 +111,30 @@ def test_each_image_meets_its_own_captions_and_one_of_every_other(images: int, c
         expected = {(i * captions + k, True) for k in range(captions)}
         expected |= {(j * captions + int(drawn[i, j]), False) for j in range(images) if j != i}
         assert {(int(m), bool(p)) for m, p in zip(met[i], positive[i], strict=True)} == expected
+
+
+# ---- patches ----------------------------------------------------------------------------------------------------
+
+
+@over(images=st.integers(1, 5), patches=st.integers(1, 60), share=st.floats(0, 1), seed=numbers, step=numbers)
+@settings(max_examples=60, deadline=None)
+def test_patches_are_different_ascending_and_the_same_again(images, patches, share, seed, step) -> None:
+    index, count = torch.arange(images) * 3 + 1, max(1, round(share * patches))
+    places = draw_patches(seed, step, index, patches, count)
+    assert places.shape == (images, count)
+    assert ((places >= 0) & (places < patches)).all()
+    assert (places[:, 1:] > places[:, :-1]).all()
+    assert torch.equal(places[1:], draw_patches(seed, step, index[1:], patches, count))  # on another rank
+
+
+def test_patches_are_uniform_and_drawn_anew() -> None:
+    """Chi-square of how often each patch of an image is drawn over the steps, and each over the images of a step."""
+    patches, count = 14, 5
+    over_steps = torch.cat([draw_patches(3, step, torch.arange(2), patches, count) for step in range(1500)])
+    over_images = draw_patches(3, 0, torch.arange(3000), patches, count)
+    for places in (over_steps, over_images):
+        counts = torch.bincount(places.flatten(), minlength=patches).double()
+        expected = places.numel() / patches
+        assert ((counts - expected) ** 2 / expected).sum() < patches - 1 + 5 * (2 * (patches - 1)) ** 0.5
+        assert len({tuple(row) for row in places.tolist()}) > 1000  # of the 2002 possible
+    assert not torch.equal(over_images, draw_patches(4, 0, torch.arange(3000), patches, count))

@@ -141,6 +141,8 @@ class ObjectiveGraph(nn.Module):
                 features.vision  # noqa: B018  the losses below read it, without graph
         everywhere = {name: torch.cat([part.everywhere[name] for part in parts]) for name in parts[0].everywhere}
         leaves = {name: tensor.requires_grad_() for name, tensor in everywhere.items() if tensor.is_floating_point()}
+        if not leaves:
+            return [None] * len(batches)
         slopes = {name: torch.zeros_like(full(leaf)) for name, leaf in leaves.items()}
         for features in parts:
             features.everywhere = everywhere
