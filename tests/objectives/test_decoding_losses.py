@@ -214,6 +214,8 @@ def test_a_parallel_row_sees_its_prompt_and_no_answer_token(tiny_recipe, leaf) -
         ("locca", "answer=a picture", "answer: given 'a picture'; a template of this task holds {caption}"),
         ("locca", 'answer="{}"', "answer: given '{}'; a template of this task holds {caption}"),
         ("locca", 'answer="{caption"', "which is no template"),
+        ("locca", 'answer="{caption:d}"', "a template of this task holds {caption}"),
+        ("locca", 'answer="{caption!z}"', "a template of this task holds {caption}"),
         ("goldiclip", "parallel=0.5", "set model.decoder.input=tokens"),
     ],
 )

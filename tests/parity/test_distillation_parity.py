@@ -109,7 +109,7 @@ def test_self_distillation(images, rows, views, setting, shares_of, compare) -> 
 
 @pytest.mark.parametrize(
     ("images", "captions", "negatives", "rows", "views"),
-    [(1, 1, 4, [0], (2, 1)), (4, 2, 9, [3, 0], (2, 3)), (5, 2, 2, [1, 4, 0, 3], (1, 1)), (2, 3, 0, [0, 1], (2, 0))],
+    [(1, 1, 4, [0], (2, 1)), (4, 2, 9, [3, 0], (2, 3)), (5, 2, 2, [1, 4, 0, 3], (2, 1)), (2, 3, 0, [0, 1], (2, 0))],
 )
 def test_text_conditioned_distillation(
     images, captions, negatives, rows, views, setting, shares_of, leaf, compare

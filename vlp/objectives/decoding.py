@@ -78,8 +78,9 @@ class Decoding(Objective):
 def _check_template(key: str, template: str, parts: tuple[str, ...]) -> None:
     allowed = " and ".join(f"{{{part}}}" for part in parts)
     try:
-        named = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+        fields = [field[1:] for field in Formatter().parse(template) if field[1] is not None]
     except ValueError as error:
         raise ValueError(f"{key}: given '{template}', which is no template ({error}); it may hold {allowed}") from None
-    if not set(named) <= set(parts) or (key == "answer" and not named):
+    plain = {(part, "", None) for part in parts}  # no format, no conversion
+    if not set(fields) <= plain or (key == "answer" and not fields):
         raise ValueError(f"{key}: given '{template}'; a template of this task holds {allowed}")

@@ -19,7 +19,7 @@ from vlp.settings import Positive
 
 @without_autocast
 def group_patches(texts_BKD: Tensor, patches_BPD: Tensor, sparsity: float) -> Tensor:
-    """[B, K, D] for each sub-caption the mean of its image's patches, weighted by how alike they are.
+    """[B, K, D] for each sub-caption the mean of its image's unit-length patches, weighted by how alike they are.
 
     The weights are the cosines, brought to [0, 1] over the patches; those below `sparsity` become zero, and the rest
     is divided by its sum. float32, unit length.
@@ -27,9 +27,9 @@ def group_patches(texts_BKD: Tensor, patches_BPD: Tensor, sparsity: float) -> Te
     patches_BPD = normalize(full(patches_BPD), dim=-1)
     alike_BKP = normalize(full(texts_BKD), dim=-1) @ patches_BPD.mT
     low, high = alike_BKP.amin(-1, keepdim=True), alike_BKP.amax(-1, keepdim=True)
-    weights_BKP = (alike_BKP - low) / (high - low + 1e-10)
+    weights_BKP = 1 - (high - alike_BKP) / (high - low).clamp(min=1e-10)  # exactly 1 at the closest patch
     weights_BKP = torch.where(weights_BKP < sparsity, 0.0, weights_BKP)
-    weights_BKP = weights_BKP / weights_BKP.sum(-1, keepdim=True).clamp(min=1e-10)
+    weights_BKP = weights_BKP / weights_BKP.sum(-1, keepdim=True)
     return normalize(weights_BKP @ patches_BPD, dim=-1)
 
 
