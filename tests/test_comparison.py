@@ -188,6 +188,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     _, (*_, last) = grid(tmp_path, "train.batch_size=32,64")
     last.run_dir.mkdir(parents=True)
     save_recipe(last, last.run_dir / "recipe.yaml")
+    (last.run_dir / "metrics.jsonl").touch()
     grid(tmp_path, "train.batch_size=32,64", overrides=("train.log_every=3",))
     with pytest.raises(
         UserError, match=r"holds a run of another recipe: train.steps is 1000 there and 9 here; .*--out"
@@ -408,9 +409,15 @@ def test_the_time_left_is_by_the_pace_of_the_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_ends_the_runs_and_what_they_started(
-    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     monkeypatch.setattr(running, "GRACE_SECONDS", 1.0)
+    inherited = signal.signal(number, signal.default_int_handler)  # a suite in the background ignores SIGINT
+    request.addfinalizer(lambda: signal.signal(number, inherited))
     child = "'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)'"
     script = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child}], stdout=subprocess.PIPE); "
     script += "p.stdout.readline(); (F / 'pid.partial').write_text(str(p.pid)); "

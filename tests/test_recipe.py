@@ -320,6 +320,8 @@ def test_a_run_folder_takes_only_its_own_recipe(tmp_path: Path) -> None:
     free = ["data.workers=0", "train.log_every=3", "evaluation.samples=5", "engine.deepspeed.wall_clock_breakdown=true"]
     assert {override.split("=")[0].rsplit(".", 1)[0] for override in free} - {"data", "train"} <= set(MAY_CHANGE)
     open_run(load(where, *free))
+    assert open_run(load(where, "train.seed=5")) == open_run(load(where)), "nothing was trained there yet"
+    (tmp_path / "run" / "metrics.jsonl").touch()
     for changed in ("train.seed=5", "objectives.vqa=null", "data.views=null objectives.distillation=null"):
         with pytest.raises(UserError) as raised:
             open_run(load(where, *changed.split()))

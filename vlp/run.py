@@ -31,7 +31,7 @@ def open_run(recipe: Recipe) -> Path:
         raise UserError(
             f"{folder} holds a run of another recipe: {difference}; give another run.dir=, or delete that folder"
         )
-    if stored.exists():
+    if _has_begun(folder):
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,9 +42,9 @@ def open_run(recipe: Recipe) -> Path:
 
 
 def stored_difference(recipe: Recipe) -> str:
-    """How the run in the recipe's folder differs from it, in words; empty when it does not, or none is there."""
+    """How the run in the recipe's folder differs from it, in words; empty when it does not, or none has begun there."""
     stored = recipe.run_dir / "recipe.yaml"
-    if not stored.exists():
+    if not _has_begun(recipe.run_dir):
         return ""
     differences = _differences(load_recipe(stored).model_dump(mode="json"), recipe.model_dump(mode="json"))
     if not differences:
@@ -52,6 +52,13 @@ def stored_difference(recipe: Recipe) -> str:
     key, (was, now) = next(iter(differences.items()))
     more = f" and {len(differences) - 1} more keys" if len(differences) > 1 else ""
     return f"{key} is {was} there and {now} here{more}"
+
+
+def _has_begun(folder: Path) -> bool:
+    """A command that was refused after the folder was made leaves nothing but its recipe there."""
+    return (folder / "recipe.yaml").exists() and any(
+        (folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "model.safetensors")
+    )
 
 
 def load_run(folder: str | Path, overrides: list[str] | None = None) -> tuple[Recipe, VisionLanguageModel]:

@@ -49,14 +49,10 @@ def test_it_prints_how_many_serve_and_a_drawn_text_of_each(tmp_path: Path, print
 
 
 @pytest.mark.parametrize(
-    ("field", "reads", "tool"),
-    [
-        ("vqa", "vqa", "tools/prepare_vqa.py"),
-        ("regions", "referring", "tools/prepare_regions.py"),
-        ("long", "long", "tools/prepare_captions.py"),
-    ],
+    ("field", "reads"),
+    [("vqa", "vqa"), ("regions", "referring"), ("long", "long")],
 )
-def test_a_field_that_nobody_has_is_named_with_its_tool(tmp_path, printed, field: str, reads: str, tool: str) -> None:
+def test_a_field_that_nobody_has_is_named(tmp_path, printed, field: str, reads: str) -> None:
     recipe = make(tmp_path, RECORD | {field: []}, RECORD | {field: None})
     with pytest.raises(UserError) as raised:
         preview(recipe)
@@ -64,7 +60,7 @@ def test_a_field_that_nobody_has_is_named_with_its_tool(tmp_path, printed, field
     assert (
         line.startswith("data.train: none of the first 2 samples of ") and f"the field '{field}' that '{reads}'" in line
     )
-    assert f"{tool} makes it, or data.fields.{field} names the key that has it" in line
+    assert f"write it into their JSON, or name in data.fields.{field} the key that has it" in line
 
 
 def test_a_field_map_serves(tmp_path: Path, printed: list[str]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from vlp.data.captions import read_captions, sample_captions
 from vlp.data.loader import training_shards
-from vlp.data.prompts import FIELD_TOOLS, make_prompt
+from vlp.data.prompts import make_prompt
 from vlp.data.shards import BadSample, expand_shards, image_bytes, read_annotations, read_shard, top_reasons
 from vlp.data.views import WHOLE
 from vlp.engine.monitor import console
@@ -53,8 +53,9 @@ def preview(recipe: Recipe, samples: int = 64) -> None:
     for name, texts in found.items():
         if not texts:
             field = fields[name]
+            hint = "" if field in ("regions", "vqa") else "; with captions: any an objective reads all kinds"
             raise UserError(
                 f"data.train: none of the first {looked} samples of {data.train} has the field '{field}' that "
-                f"'{name}' reads; {FIELD_TOOLS[field]} makes it, or data.fields.{field} names the key that has it"
+                f"'{name}' reads; write it into their JSON, or name in data.fields.{field} the key that has it{hint}"
             )
         console.print(f"  {name}: {len(texts)} have it, e.g. {texts[0]!r}", soft_wrap=True)

@@ -22,13 +22,6 @@ TEMPLATES: dict[str, tuple[str, str]] = {
 PARTS = {"caption": ("caption",), "referring": ("phrase", "box"), "grounded": ("phrase", "box"),
          "vqa": ("question", "answer")}  # fmt: skip
 """What the templates of a task may name."""
-FIELD_TOOLS = {
-    "raw": "tools/prepare_captions.py",
-    "short": "tools/prepare_captions.py",
-    "long": "tools/prepare_captions.py",
-    "regions": "tools/prepare_regions.py",
-    "vqa": "tools/prepare_vqa.py",
-}
 
 
 @dataclass(frozen=True)

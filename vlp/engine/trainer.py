@@ -60,6 +60,8 @@ def train(recipe: Recipe) -> Path:
         model=graph, optimizer=make_optimizer(graph), config=deepspeed_config(recipe, ranks)
     )
     start, positions = load_checkpoint(engine, newest) if newest else (0, {})
+    if rank() == 0 and start:
+        console.print(f"going on after step {start}, from {newest}", soft_wrap=True)
     steps = recipe.train.steps
     if start < steps:
         with Monitor(run_dir, start, steps) if rank() == 0 else nullcontext() as monitor:

@@ -83,7 +83,9 @@ class TokenClassification(Objective):
         if settings.idf_file is None:
             raise ValueError("idf: static reads document frequencies; give idf_file, or set idf to running or none")
         if not Path(settings.idf_file).is_file():
-            raise ValueError(f"idf_file: {settings.idf_file} does not exist; tools/prepare_statistics.py makes it")
+            raise ValueError(
+                f"idf_file: {settings.idf_file} does not exist; it holds `frequency` and `documents` as safetensors"
+            )
 
     @classmethod
     def needs(cls, recipe, settings: Settings) -> Needs:
