@@ -72,32 +72,22 @@ def make_prompt(
     `crop` is the part of the image that the model sees; boxes are carried into it. One caption, one box and
     one question are drawn (C25, C26).
     """
-    found = _candidates(request, captions, annotations, crop, size, settings)
+    if request.task == "caption":
+        found = [{"caption": text} for kind in caption_fields(request.captions) for text in captions[kind]]
+    elif request.task == "vqa":
+        pairs = _mappings(annotations, settings.fields.vqa)
+        found = [pair for pair in pairs if _texts(pair, "question", "answer")]
+    else:
+        found = _regions(annotations, crop, size, settings)
     if not found:
         return None
     parts = found[rng.integers(len(found))]
     prompt, answer = request.templates
-    return prompt.format(**parts), answer.format(**parts)
+    return prompt.format_map(parts), answer.format_map(parts)
 
 
-def _candidates(
-    request: TaskRequest,
-    captions: Mapping[str, list[str]],
-    annotations: Mapping[str, Any],
-    crop: Crop,
-    size: int,
-    settings: DataSettings,
-) -> list[dict[str, str]]:
-    """What the templates can be filled with."""
-    if request.task == "caption":
-        return [{"caption": text} for kind in caption_fields(request.captions) for text in captions[kind]]
-    if request.task == "vqa":
-        pairs = _mappings(annotations, settings.fields.vqa)
-        return [
-            {"question": pair["question"], "answer": pair["answer"]}
-            for pair in pairs
-            if _texts(pair, "question", "answer")
-        ]
+def _regions(annotations: Mapping[str, Any], crop: Crop, size: int, settings: DataSettings) -> list[dict[str, str]]:
+    """Phrase and box of every region that is scored well enough and seen well enough."""
     regions = []
     for region in _mappings(annotations, settings.fields.regions):
         score = region.get("score", 1.0)

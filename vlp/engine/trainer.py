@@ -229,11 +229,11 @@ def start_process_group() -> None:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)  # what DeepSpeed calls
     deepspeed.init_distributed(verbose=False)
-    if get_accelerator().device_name() == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])))
-        torch.set_num_threads(threads)
-    else:
+    if get_accelerator().device_name() != "cpu":
         get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+    elif "OMP_NUM_THREADS" not in os.environ:
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))
 
 
 def deepspeed_config(recipe: Recipe, ranks: int) -> dict[str, Any]:

@@ -84,13 +84,8 @@ class PairContrastive(Objective):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"present": torch.tensor(len(batch))}
 
-    @property
-    def texts(self) -> str:
-        """What the captions' embeddings are called among the shared tensors."""
-        return f"texts/{self.settings.request.name}"
-
     def shared(self, features) -> dict[str, Tensor]:
-        return {"images": features.image_embeds, self.texts: features.texts(self.settings.request.name)}
+        return {"images": features.image_embeds, self.settings.texts: features.texts(self.settings.request.name)}
 
 
 class SoftmaxContrastive(PairContrastive):
@@ -105,9 +100,9 @@ class SoftmaxContrastive(PairContrastive):
         own, everywhere = features.own, features.everywhere
         loss = pairwise_contrast(
             own["images"][:, None],
-            own[self.texts],
+            own[self.settings.texts],
             everywhere["images"][:, None],
-            everywhere[self.texts],
+            everywhere[self.settings.texts],
             features.place_B,
             scale,
         )
@@ -125,5 +120,7 @@ class SigmoidContrastive(PairContrastive):
 
     def forward(self, features, totals: Totals) -> Terms:
         scale, bias = features.model.logit_scale(), features.model.logit_bias()
-        loss = agnostic_sum(features, self.texts, scale, bias) / (totals["present"] * self.settings.captions_per_image)
+        loss = agnostic_sum(features, self.settings.texts, scale, bias) / (
+            totals["present"] * self.settings.captions_per_image
+        )
         return Terms(loss, {"logit_scale": scale.detach(), "logit_bias": bias.detach()})

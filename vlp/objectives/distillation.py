@@ -171,13 +171,8 @@ class TextConditionedDistillation(SelfDistillation):
             texts=frozenset({settings.request.name}),
         )
 
-    @property
-    def texts(self) -> str:
-        """What the captions' embeddings are called among the shared tensors."""
-        return f"texts/{self.settings.request.name}"
-
     def shared(self, features) -> dict[str, Tensor]:
-        return {self.texts: features.texts(self.settings.request.name)}
+        return {self.settings.texts: features.texts(self.settings.request.name)}
 
     def forward(self, features, totals: Totals) -> Terms:
         texts_bND = self.conditioning_texts(features)
@@ -190,8 +185,12 @@ class TextConditionedDistillation(SelfDistillation):
 
     def conditioning_texts(self, features) -> Tensor:
         """[b, N, D]: own captions, then one drawn caption of each of `negatives` other images."""
-        batch, index_G, texts_GKD = features.batch, features.everywhere["index"], features.everywhere[self.texts]
-        own_bKD = features.own[self.texts][batch.view_rows_b]
+        batch, index_G, texts_GKD = (
+            features.batch,
+            features.everywhere["index"],
+            features.everywhere[self.settings.texts],
+        )
+        own_bKD = features.own[self.settings.texts][batch.view_rows_b]
         count = min(self.settings.negatives, len(index_G) - 1)
         if count == 0:
             return own_bKD

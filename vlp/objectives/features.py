@@ -40,15 +40,14 @@ class Features:
     @cached_property
     def vision(self) -> dict[str, Tensor]:
         """Tokens of the clean view [B, 1, N, W] and of global and local views, of those that the recipe reads."""
-        batch = self.batch
-        if not self.model.vision.patch_dropout or batch.images_B3HW is None:
-            clean = None if batch.images_B3HW is None else batch.images_B3HW[:, None]
-            parts = {"clean": clean, "global": batch.global_views_bG3HW, "local": batch.local_views_bV3HW}
-            return encode_pictures(self.model, parts)
-        kept_BP = draw_patches(self.seed, self.step, batch.index_B, *self.model.vision.kept_of(batch.images_B3HW))
+        batch, tower = self.batch, self.model.vision
         views = {"global": batch.global_views_bG3HW, "local": batch.local_views_bV3HW}
-        clean = self.model.vision(batch.images_B3HW, kept_BP)[:, None]
-        return {"clean": clean} | encode_pictures(self.model, views)
+        if batch.images_B3HW is None:
+            return encode_pictures(self.model, views)
+        if not tower.patch_dropout:
+            return encode_pictures(self.model, {"clean": batch.images_B3HW[:, None]} | views)
+        kept_BP = draw_patches(self.seed, self.step, batch.index_B, *tower.kept_of(batch.images_B3HW))
+        return {"clean": tower(batch.images_B3HW, kept_BP)[:, None]} | encode_pictures(self.model, views)
 
     @property
     def image_tokens(self) -> Tensor:

@@ -58,7 +58,10 @@ class GroupedContrastive(PairContrastive):
     def shared(self, features) -> dict[str, Tensor]:
         if self.settings.negatives == "image":
             return {}
-        return {"grouped_patches": self.grouped(features), self.texts: features.texts(self.settings.request.name)}
+        return {
+            "grouped_patches": self.grouped(features),
+            self.settings.texts: features.texts(self.settings.request.name),
+        }
 
     def forward(self, features, totals: Totals) -> Terms:
         scale, captions = features.model.logit_scale(), self.settings.captions_per_image
@@ -69,6 +72,10 @@ class GroupedContrastive(PairContrastive):
         else:
             own, everywhere = features.own, features.everywhere
             place_T = (features.place_B[:, None] * captions + torch.arange(captions, device=scale.device)).flatten()
-            both = [x.flatten(0, 1) for part in (own, everywhere) for x in (part["grouped_patches"], part[self.texts])]
+            both = [
+                x.flatten(0, 1)
+                for part in (own, everywhere)
+                for x in (part["grouped_patches"], part[self.settings.texts])
+            ]
             loss = softmax_contrast(*both, place_T, scale)
         return Terms(loss / (totals["present"] * captions), {"logit_scale": scale.detach()})

@@ -34,6 +34,11 @@ class CaptionSettings(ObjectiveSettings):
     def request(self) -> CaptionRequest:
         return CaptionRequest(self.captions, self.captions_per_image, self.long_share)
 
+    @property
+    def texts(self) -> str:
+        """What the captions' embeddings are called among the shared tensors."""
+        return f"texts/{self.request.name}"
+
 
 @dataclass(frozen=True)
 class Needs:

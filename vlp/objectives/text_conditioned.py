@@ -68,7 +68,7 @@ class TextConditionedSigmoid(PairContrastive):
     def forward(self, features, totals: Totals) -> Terms:
         model, captions = features.model, self.settings.captions_per_image
         scale, bias = model.logit_scale(), model.logit_bias()
-        texts_TD = features.everywhere[self.texts].flatten(0, 1)
+        texts_TD = features.everywhere[self.settings.texts].flatten(0, 1)
         met_BN, own_BN = meet_captions(
             features.batch.index_B, features.everywhere["index"], captions, features.seed, features.step
         )
@@ -89,7 +89,7 @@ class TextConditionedSigmoid(PairContrastive):
 
         images = totals["present"]
         conditioned_loss = conditioned_sum / (images + captions - 1)
-        agnostic_loss = agnostic_sum(features, self.texts, scale, bias) / (images * captions)
+        agnostic_loss = agnostic_sum(features, self.settings.texts, scale, bias) / (images * captions)
         loss = conditioned_loss + agnostic_loss
         return Terms(
             loss / 2 if self.settings.combine == "mean" else loss,
