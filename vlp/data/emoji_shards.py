@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,8 +20,6 @@ from pathlib import Path
 
 import webdataset
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 
 from vlp.data import emoji_captions, emoji_objects, emoji_questions, emoji_scenes
 from vlp.data.emoji_captions import captions, position, region_texts
@@ -29,6 +27,7 @@ from vlp.data.emoji_objects import OBJECTS
 from vlp.data.emoji_questions import retrieval_questions, vqa_pairs
 from vlp.data.emoji_scenes import Scene, center, compose, draw, draw_mask, held_out_pairs
 from vlp.errors import UserError
+from vlp.progress import with_progress
 
 LICENSE = "Graphics: Twemoji, Copyright Twitter, Inc and other contributors, CC-BY 4.0"
 
@@ -168,32 +167,9 @@ def _write_shards(folder: Path, settings: DemoSet) -> Iterator[dict[str, Scene]]
         jobs = [pool.submit(_write_shard, folder, settings, *shard) for shard in shards]
         written = (job.result() for job in as_completed(jobs))
         try:
-            yield from _with_progress(written, settings.train + settings.validation)
+            yield from with_progress(written, settings.train + settings.validation, "emoji scenes", "scenes", len)
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _with_progress(written: Iterable[dict[str, Scene]], total: int) -> Iterator[dict[str, Scene]]:
-    """A bar with rate and time left on a terminal; elsewhere a plain line for every tenth of the scenes."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
-    done = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("emoji scenes", total=total)
-        for scenes in written:
-            tenth, done = 10 * done // total, done + len(scenes)
-            progress.update(task, completed=done)
-            if not console.is_terminal and 10 * done // total > tenth:
-                print(f"emoji scenes: {done}/{total}", file=sys.stderr, flush=True)
-            yield scenes
-
-
-class RateColumn(ProgressColumn):
-    """Scenes a second."""
-
-    def render(self, task: Task) -> str:
-        """The rate, once there is one."""
-        return f"{task.speed:.0f} scenes/s" if task.speed else ""
 
 
 def _leave_with_parent() -> None:

@@ -107,19 +107,22 @@ def image_bytes(raw: dict[str, Any]) -> bytes:
     raise BadSample("no_image")
 
 
-def read_annotations(raw: dict[str, Any]) -> dict[str, Any]:
-    """The sample's JSON object; its caption file, where there is one, is the key `txt` and, by default, `raw`.
+def read_json(raw: dict[str, Any]) -> dict[str, Any]:
+    """The sample's JSON object, empty where it has none. Raises `BadSample` for JSON that is none or no object."""
+    if "json" not in raw:
+        return {}
+    try:
+        value = json.loads(raw["json"])
+    except (ValueError, RecursionError):
+        raise BadSample("unreadable_json") from None
+    if not isinstance(value, dict):
+        raise BadSample("json_is_not_an_object")
+    return value
 
-    Raises `BadSample` for JSON that is none or no object.
-    """
-    annotations: dict[str, Any] = {}
-    if "json" in raw:
-        try:
-            annotations = json.loads(raw["json"])
-        except (ValueError, RecursionError):
-            raise BadSample("unreadable_json") from None
-        if not isinstance(annotations, dict):
-            raise BadSample("json_is_not_an_object")
+
+def read_annotations(raw: dict[str, Any]) -> dict[str, Any]:
+    """`read_json`, where the caption file, if there is one, is the key `txt` and, by default, `raw`."""
+    annotations = read_json(raw)
     if "txt" in raw:
         text = raw["txt"].decode("utf-8", errors="replace")
         annotations.setdefault("txt", text)

@@ -1,0 +1,211 @@
+"""Shards to annotated shards: every input tar becomes an output tar of the same name, restartable shard by shard.
+
+What is added to the samples is an `Annotate` function's business; where it runs, on this machine or on a Ray cluster,
+is `annotate_shards`'. Nothing of a sample is lost: every file of it is written again, only its JSON changes.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import webdataset as wds
+
+from vlp.data.captions import read_captions
+from vlp.data.shards import BadSample, image_bytes, read_annotations, read_json, read_shard
+from vlp.errors import UserError
+from vlp.progress import with_progress
+from vlp.settings import FieldMap
+
+
+@dataclass
+class Item:
+    """A sample to be annotated: change `annotations` in place."""
+
+    key: str
+    files: dict[str, bytes]
+    """All files of the sample by suffix."""
+    annotations: dict[str, Any]
+    """The sample's JSON; empty where it has none."""
+
+    @property
+    def image(self) -> bytes:
+        """The encoded picture. Raises `BadSample`."""
+        return image_bytes(self.files)
+
+    def captions(self, fields: FieldMap) -> dict[str, list[str]]:
+        """The captions of each kind by the field map. The caption file is `txt` and, by default, `raw`."""
+        text = {"json": json.dumps(self.annotations).encode()} | {k: v for k, v in self.files.items() if k == "txt"}
+        return read_captions(read_annotations(text), fields)
+
+
+Annotate = Callable[[list[Item]], Counter[str]]
+"""Annotates a batch in place, and counts what it did and what it could not do, by reason."""
+
+Engine = Literal["local", "ray"]
+
+
+@dataclass
+class Done:
+    """A shard that was written, with its counts, or the reason why it could not be read."""
+
+    shard: str
+    counts: Counter[str]
+    error: str | None = None
+
+
+def annotate_shards(
+    shards: list[str],
+    out: Path,
+    make: Callable[[], Annotate],
+    settings: dict[str, Any],
+    batch_size: int = 64,
+    engine: Engine = "local",
+    actors: int = 1,
+    gpus: float = 0,
+) -> Counter[str]:
+    """Annotate every shard that is not yet in `out`, and return the counts of all, earlier ones too.
+
+    Each shard is written beside its place and renamed, so whatever lies in `out` is whole.
+
+    Args:
+        make: called once in every process that annotates, to load models; picklable for Ray.
+        settings: what decides the result; stored in `out/annotation.json`.
+        batch_size: samples that `Annotate` gets at once.
+        actors, gpus: processes of the Ray engine, and GPUs of each.
+
+    Raises:
+        UserError: two shards with one name, an `out` that other settings filled, or shards that could not be read,
+            after all others were written.
+    """
+    names = [Path(shard).name for shard in shards]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(
+            f"{len(twice)} shard names occur twice, as {twice[0]}; annotate each source into an --out of its own"
+        )
+    _claim(out, settings)
+    todo = [shard for shard in shards if not _stats_path(out, shard).exists()]
+    if engine == "ray":
+        results = _on_ray(todo, out, make, batch_size, actors, gpus)
+    else:
+        results = _here(todo, out, make, batch_size)
+    failed = [done for done in with_progress(results, len(todo), str(out), "shards") if done.error]
+    written = [shard for shard in shards if _stats_path(out, shard).exists()]
+    counts = sum((Counter(json.loads(_stats_path(out, shard).read_text())) for shard in written), Counter())
+    write_text(out / "summary.json", json.dumps({"shards": len(written)} | dict(sorted(counts.items())), indent=2))
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(shards)} shards could not be read, first {failed[0].error}; all others are in "
+            f"{out}, and the same command again tries only these"
+        )
+    return counts
+
+
+def annotate_shard(shard: str, out: Path, annotate: Annotate, batch_size: int) -> Done:
+    """Write the annotated shard and its counts to `out`."""
+    counts: Counter[str] = Counter()
+    partial = out / f"{Path(shard).name}.partial-{os.getpid()}"
+    try:
+        with wds.TarWriter(str(partial), encoder=False, mtime=0) as tar:
+            samples = _items(shard)
+            while batch := list(islice(samples, batch_size)):
+                items = [sample for sample in batch if isinstance(sample, Item)]
+                counts.update(annotate(items))
+                for sample in batch:
+                    if isinstance(sample, Item):
+                        tar.write(
+                            {"__key__": sample.key} | sample.files | {"json": json.dumps(sample.annotations).encode()}
+                        )
+                    else:  # its JSON is broken: it stays as it is
+                        counts["unreadable_json"] += 1
+                        tar.write(sample)
+                counts["samples"] += len(batch)
+    except UserError as error:
+        partial.unlink(missing_ok=True)
+        return Done(shard, counts, str(error))
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    os.replace(partial, out / Path(shard).name)
+    write_text(_stats_path(out, shard), json.dumps(counts))
+    return Done(shard, counts)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file as a whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _items(shard: str) -> Iterator[Item | dict[str, Any]]:
+    """The samples of a shard; one whose JSON is broken as WebDataset reads it."""
+    for raw in read_shard(shard):
+        files = {suffix: data for suffix, data in raw.items() if not suffix.startswith("__")}
+        try:
+            yield Item(raw["__key__"], files, read_json(files))
+        except BadSample:
+            yield {"__key__": raw["__key__"]} | files
+
+
+def _stats_path(out: Path, shard: str) -> Path:
+    return out / f"{Path(shard).name.removesuffix('.tar')}_stats.json"
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Make the folder for these settings. Raises `UserError` when it holds shards that were made with others."""
+    path = out / "annotation.json"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        stored = json.loads(path.read_text()) if path.exists() else None
+        now = json.loads(json.dumps(settings))
+        if stored is None:
+            write_text(path, json.dumps(now, indent=2))
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}); give another folder") from None
+    if stored not in (None, now):
+        key = next(key for key in stored | now if stored.get(key) != now.get(key))
+        raise UserError(
+            f"--out {out} holds shards made with {key}={stored.get(key)}, not {now.get(key)}; give another folder"
+        )
+
+
+def _here(shards: list[str], out: Path, make: Callable[[], Annotate], batch_size: int) -> Iterator[Done]:
+    annotate = make() if shards else None
+    for shard in shards:
+        yield annotate_shard(shard, out, annotate, batch_size)
+
+
+def _on_ray(
+    shards: list[str], out: Path, make: Callable[[], Annotate], batch_size: int, actors: int, gpus: float
+) -> Iterator[Done]:
+    """The same on a Ray cluster, or on this machine's cores where none is found; `out` is on a shared file system."""
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--engine ray wants Ray: pip install -e '.[annotate]'") from None
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level="warning")
+    ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts shards
+    rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards) or 1)
+    worker = (make, out.absolute(), batch_size)
+    pool = ray.data.ActorPoolStrategy(size=actors)
+    results = rows.map(_RayAnnotator, fn_constructor_args=worker, compute=pool, num_gpus=gpus or None)
+    for row in results.iter_rows():
+        yield Done(row["shard"], Counter(json.loads(row["counts"])), row["error"])
+
+
+class _RayAnnotator:
+    """A Ray actor that keeps its models from shard to shard."""
+
+    def __init__(self, make: Callable[[], Annotate], out: Path, batch_size: int):
+        self.annotate, self.out, self.batch_size = make(), out, batch_size
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str | None]:
+        done = annotate_shard(row["shard"], self.out, self.annotate, self.batch_size)
+        return {"shard": done.shard, "counts": json.dumps(done.counts), "error": done.error}
