@@ -12,6 +12,7 @@ from hypothesis import settings
 from random_batch import pad_rows, random_batch
 from torch import Tensor
 
+from vlp.data import shards
 from vlp.data.batch import Batch
 from vlp.data.emoji_shards import DemoSet, write_demo_set
 from vlp.data.tokens import END, START
@@ -25,6 +26,12 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 SCALE = REPOSITORY / "tests/objectives/tiny.yaml"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def impatient() -> None:
+    """Shards that fail are tried again at once."""
+    shards.RETRY_SECONDS = (0.0,) * len(shards.RETRY_SECONDS)
 
 
 @pytest.fixture(scope="session")

@@ -91,13 +91,18 @@ class DataSettings(Section):
     """Shards, how they are read, and what of a sample is used."""
 
     train: str | list[str] = "demo:train"
+    weights: list[Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="how often an epoch reads each source of `train`; null reads each once"
+    )
     validation: str | list[str] | None = "demo:validation"
     cache: str | None = Field(None, description="folder of the demo set; else $VLP_CACHE, else ~/.cache/vlp")
     fields: FieldMap = FieldMap()
     workers: Count = Field(1, description="loader processes per rank; 0 reads in the training process")
     streams: Positive = Field(4, description="interleaved readers of the whole run; ranks times workers divide them")
     shuffle: Positive = Field(1000, description="samples in each stream's shuffle buffer")
+    bad_share: Probability = Field(0.2, description="a stream of which more is unusable stops the run")
     crop_scale: Scale = (0.9, 1.0)
+    flip: Probability = Field(0.0, description="of mirroring the picture; boxes follow, what captions say of sides not")
     views: ViewSettings | None = ViewSettings()
     box_score: float = Field(0.3, ge=0, le=1, description="regions below this score are not used (C25)")
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import webdataset
 from PIL import Image
 
+from vlp.data import health
 from vlp.data.batch import DataNeeds
 from vlp.data.captions import CaptionRequest
 from vlp.data.loader import START, Loaded, make_loader
@@ -314,17 +316,46 @@ def test_an_unreadable_shard_is_one_line_that_names_it(tmp_path: Path, workers: 
                 load(recipe)
             return
     line = line_of(recipe)
-    assert line.startswith(f"{broken}: ") and line.endswith("copy it again, or take it out of the data pattern")
+    assert line.startswith("data.train: 1 of a reader's 1 shards could not be read in this epoch, more than")
+    assert f"the last: {broken}: " in line and line.endswith("copy it again, or take it out of the data pattern")
 
 
-def test_a_shard_that_disappears_during_training(tmp_path: Path) -> None:
-    for shard in range(2):
+def test_a_shard_that_disappears_during_training_is_reported_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for shard in range(6):
         write_shard(tmp_path / f"{shard}.tar", [sample(10 * shard + i) for i in range(4)])
-    loader = load(make_recipe(tmp_path, "train.batch_size=2", name="clip"))
-    next(loader)
+    recipe = make_recipe(tmp_path, "train.batch_size=2", name="clip")
+    loader = load(recipe)
+    seen = [next(loader)]
     (tmp_path / "0.tar").unlink()
-    with pytest.raises(UserError, match=r"0\.tar: not a readable tar shard \(No such file or directory\); copy it"):
-        list(islice(loader, 20))
+    seen += islice(loader, 40)
+    counts = Counter(number for loaded in seen for number in numbers(loaded))
+    skipped = sum((loaded.skipped for loaded in seen), Counter())
+    assert max(counts[number] for number in range(4)) <= 1 and skipped["unreadable_shard"] >= 2
+    assert all(counts[10 * shard + i] >= 2 for shard in range(1, 6) for i in range(4))
+    assert "0.tar: not a readable tar shard (No such file or directory); copy it" in capsys.readouterr().err
+    for shard in range(1, 4):
+        (tmp_path / f"{shard}.tar").unlink()
+    with pytest.raises(UserError, match=r"data\.train: [23] of a reader's 3 shards could not be read in this epoch"):
+        list(islice(loader, 40))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_bad_samples_stop_the_run(tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "WINDOW", 20)
+    for shard in range(2):
+        bad = [bad_sample(i, "undecodable_image" if i % 3 else "no_caption") for i in range(6)]
+        write_shard(tmp_path / f"{shard}.tar", [sample(10 * shard + i) for i in range(9)] + bad)
+    recipe = make_recipe(tmp_path, f"data.workers={workers}", "train.batch_size=2", "data.bad_share=0.3", name="clip")
+    line = line_of(recipe)
+    assert re.fullmatch(
+        r"data\.train: [78] of the last 20 samples of a reader could not be used, more than data\.bad_share=0\.3: "
+        r"undecodable_image \(\d\), no_caption \(\d\); mend them, or raise data\.bad_share",
+        line,
+    )
+    patient = make_recipe(tmp_path, f"data.workers={workers}", "train.batch_size=2", "data.bad_share=0.6", name="clip")
+    assert len(list(islice(load(patient), 60))) == 60
 
 
 def test_reading_in_the_training_process_leaves_its_threads_alone(folder: Path) -> None:

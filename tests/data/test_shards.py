@@ -1,15 +1,18 @@
-"""Shard patterns and shards: what matches, what is read, and the one line for what is not readable."""
+"""Shards: what is read, from which file systems, and the one line for what is not readable."""
 
+import io
 from contextlib import suppress
 from pathlib import Path
 
+import fsspec
 import pytest
 import webdataset
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from vlp.data import shards
-from vlp.data.shards import expand_shards, read_shard, shuffled_shard
+from vlp.data.shards import BadSample, check_name, read_shard, shuffled_shard
+from vlp.data.sources import expand_shards
 from vlp.errors import UserError
 
 
@@ -29,45 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# ---- patterns ---------------------------------------------------------------------------------------------------
-
-
-def test_globs_braces_and_lists(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = [str(folder / f"{shard:05d}.tar") for shard in range(3)]
-    assert expand_shards(f"{folder}/*.tar") == everything
-    assert expand_shards(f"{folder}/{{00000..00002}}.tar") == everything
-    assert expand_shards(f"{everything[2]}::{everything[0]}") == [everything[2], everything[0]]
-    assert expand_shards([everything[1], f"{folder}/0000[02].tar"]) == [everything[1], everything[0], everything[2]]
-    assert expand_shards("pipe:cat x.tar") == ["pipe:cat x.tar"]
-    assert expand_shards("s3://a/{0..1}.tar") == ["s3://a/0.tar", "s3://a/1.tar"]
-    monkeypatch.setenv("HOME", str(folder))
-    assert expand_shards("~/00000.tar") == everything[:1]
-
-
-def test_the_demo_set_is_made_in_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(shards, "demo_shards", lambda cache: asked.append(cache) or folder)
-    (folder / "train-0.tar").write_bytes(b"")
-    assert expand_shards("demo:train", "/cache") == [str(folder / "train-0.tar")] and asked == ["/cache"]
-    with pytest.raises(UserError, match="'demo:trian' is no part of the demo set; allowed are demo:train, demo:valid"):
-        expand_shards("demo:trian")
-
-
-@pytest.mark.parametrize("pattern", ["/nowhere/*.tar", "/nowhere/{0..3}.tar", "", ["a.tar", "b.tar"], "a.tar::b.tar"])
-def test_a_pattern_that_matches_nothing(pattern) -> None:
-    with pytest.raises(UserError, match=r"data: .*give a tar, a glob, or a brace pattern such as"):
-        expand_shards(pattern)
-
-
-def test_other_patterns_that_name_no_shard(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"00003\.tar does not exist"):
-        expand_shards(f"{folder}/{{00000..00003}}.tar")
-    with pytest.raises(UserError, match="no shards are named"):
-        expand_shards([])
-    with pytest.raises(UserError, match="has a brace without its partner"):
-        expand_shards("/data/{00..")
-
-
 # ---- reading ----------------------------------------------------------------------------------------------------
 
 
@@ -80,10 +44,67 @@ def test_a_shard_is_read_in_order_and_shuffled_by_its_seed(folder: Path) -> None
     expected = [f"0-{number}" for number in range(5)]
     found = list(read_shard(shard))
     assert keys(found) == expected and found[3]["jpg"] == b"0-3" * 200
-    orders = {tuple(keys(shuffled_shard(shard, 5, (0, epoch)))) for epoch in range(20)}
+    failures: list[str] = []
+    orders = {tuple(keys(shuffled_shard(shard, 5, (0, epoch), failures.append))) for epoch in range(20)}
     assert len(orders) > 10 and all(sorted(order) == expected for order in orders)
-    assert keys(shuffled_shard(shard, 3, (7,))) == keys(shuffled_shard(shard, 3, (7,)))
-    assert keys(shuffled_shard(shard, 1, (7,))) == expected
+    assert len({tuple(keys(shuffled_shard(shard, 3, (7,), failures.append))) for _ in range(3)}) == 1
+    assert keys(shuffled_shard(shard, 1, (7,), failures.append)) == expected
+    assert not failures
+
+
+def test_a_shard_that_fails_on_the_way_ends_there_and_says_why(folder: Path, tmp_path: Path) -> None:
+    shard, failures = tmp_path / "cut.tar", []
+    shard.write_bytes((folder / "00000.tar").read_bytes()[:18_000])
+    found = keys(shuffled_shard(str(shard), 100, (0,), failures.append))
+    assert set(found) < {f"0-{number}" for number in range(5)} and len(found) >= 2  # those in the buffer are not lost
+    assert len(failures) == 1 and failures[0].startswith(f"{shard}: not a readable tar shard")
+
+
+def test_a_shard_is_opened_again_and_goes_on_where_it_failed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two times the file system fails, in the middle; nothing is lost or given twice."""
+    opened, open_shard = [], shards._open
+
+    class Failing(io.BytesIO):
+        def read(self, size: int = -1) -> bytes:
+            if self.tell() > 4000 and len(opened) <= 2:
+                raise OSError("the connection was reset")
+            return super().read(min(size, 1024) if size > 0 else size)
+
+    def flaky(shard: str) -> io.BytesIO:
+        opened.append(shard)
+        with open_shard(shard) as file:
+            return Failing(file.read())
+
+    monkeypatch.setattr(shards, "_open", flaky)
+    assert keys(read_shard(str(folder / "00002.tar"))) == [f"2-{number}" for number in range(5)]
+    assert len(opened) == 3
+
+
+def test_any_file_system_of_fsspec(folder: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for shard in range(2):
+        memory.pipe(f"/bucket/{shard}.tar", (folder / f"{shard:05d}.tar").read_bytes())
+    found = expand_shards("memory://bucket/*.tar::memory://bucket/{0..1}.tar")
+    assert [name.rsplit("/", 1)[-1] for name in found] == ["0.tar", "1.tar", "0.tar", "1.tar"]
+    assert keys(read_shard(found[1])) == [f"1-{number}" for number in range(5)]
+    memory.pipe("/bucket/cut.tar", (folder / "00000.tar").read_bytes()[:2100])
+    for name, reason in {"cut.tar": "not a readable tar shard", "gone.tar": "not a readable tar shard"}.items():
+        with pytest.raises(UserError, match=reason):
+            list(read_shard(f"memory://bucket/{name}"))
+    with pytest.raises(UserError, match=r"matches no shard \(memory://bucket/x\*\.tar does not exist\)"):
+        expand_shards("memory://bucket/x*.tar")
+    with pytest.raises(UserError, match=r"'nosuch://a/\*\.tar' cannot be listed"):
+        expand_shards("nosuch://a/*.tar")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../up", "a/../../up"])
+def test_a_name_that_leaves_its_folder_is_no_sample(tmp_path: Path, name: str) -> None:
+    """Nothing is ever unpacked; but tools write the names again, for others to unpack."""
+    shard = write_shard(tmp_path / "0.tar", [{"__key__": name, "txt": b"t"}])
+    (raw,) = read_shard(str(shard))
+    with pytest.raises(BadSample, match="unsafe_name"):
+        check_name(raw["__key__"])
+    check_name("a..b/c")
 
 
 @given(cut=st.integers(1, 15_000))

@@ -3,6 +3,7 @@
 import io
 import math
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from vlp.data import views
 from vlp.data.shards import BadSample
 from vlp.data.views import WHOLE, Crop, center_crop, crop_box, decode_image, random_crop, render, render_view
 from vlp.settings import ViewSettings
@@ -114,6 +116,18 @@ def test_broken_bytes_decode_or_are_a_bad_sample(format: str, changes: list[tupl
 
 # ---- crops ------------------------------------------------------------------------------------------------------
 
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = encoded(Image.new("1", (20_000, 8_000)), "PNG")
+    assert len(bomb) < 30_000
+    with pytest.raises(BadSample, match="image_too_large"):
+        decode_image(bomb, 32)
+    with pytest.raises(BadSample, match="undecodable_image"):  # what Pillow itself refuses
+        decode_image(encoded(Image.new("1", (40_000, 16_000)), "PNG"), 32)
+    monkeypatch.setattr(views, "MAX_PIXELS", 300)
+    assert decode_image(encoded(halves(64, 32), "JPEG"), 8).size == (16, 8)  # draft decoding makes it small enough
+
+
 sides = st.integers(1, 600)
 scales = st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(lambda ends: tuple(sorted(ends)))
 
@@ -123,8 +137,9 @@ scales = st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(lambda ends: tupl
 def test_a_crop_lies_inside(width: int, height: int, scale: tuple[float, float], seed: int) -> None:
     crop = random_crop(width, height, scale, np.random.default_rng(seed))
     assert 0 <= crop.left < crop.right <= 1 + 1e-9 and 0 <= crop.top < crop.bottom <= 1 + 1e-9
-    aspect = (crop.right - crop.left) * width / ((crop.bottom - crop.top) * height)
-    assert 3 / 4 - 1e-6 <= aspect <= 4 / 3 + 1e-6
+    w, h = (crop.right - crop.left) * width, (crop.bottom - crop.top) * height
+    assert all(abs(side - round(side)) < 1e-6 for side in (w, h, crop.left * width, crop.top * height))
+    assert round(w) - 1 <= 4 / 3 * (round(h) + 1) and round(w) + 1 >= 3 / 4 * (round(h) - 1)  # to whole pixels
     assert render(Image.new("RGB", (width, height)), crop, 8).shape == (3, 8, 8)
 
 
@@ -153,6 +168,20 @@ def test_the_centre_is_a_square_of_the_shorter_side() -> None:
     assert center_crop(200, 100) == Crop(0.25, 0, 0.75, 1)
     assert center_crop(100, 100) == WHOLE
     assert center_crop(100, 400) == Crop(0, 0.375, 1, 0.625)
+
+
+@given(sides, sides, st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_a_view_is_pillow_s_to_rounding(width: int, height: int, size: int) -> None:
+    rng = np.random.default_rng(width * 601 + height)
+    smooth = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)).resize((width, height))
+    crop = random_crop(width, height, (0.3, 1.0), rng)
+    edges = (crop.left * width, crop.top * height, crop.right * width, crop.bottom * height)
+    theirs = smooth.crop(tuple(map(round, edges))).resize((size, size), Image.Resampling.BICUBIC)
+    ours = render(np.array(smooth), crop, size)
+    assert np.abs(ours.transpose(1, 2, 0).astype(int) - np.asarray(theirs)).max() <= 3
+    assert (ours == render(smooth, crop, size)).all() and ours.flags.c_contiguous
+    assert (render(smooth, replace(crop, mirrored=True), size) == ours[:, :, ::-1]).all()
 
 
 def test_a_flip_mirrors() -> None:
@@ -194,7 +223,9 @@ def test_what_each_change_does() -> None:
     def roughness(view: np.ndarray) -> float:
         return np.abs(np.diff(view.astype(float), axis=2)).mean()
 
-    assert roughness(blur) < 0.8 * roughness(plain)
+    seeds = range(20)
+    blurred = np.mean([roughness(changed_view(seed, blur=1.0)) for seed in seeds])
+    assert blurred < 0.7 * np.mean([roughness(changed_view(seed)) for seed in seeds])
     assert abs(blur.mean() - plain.mean()) < 3
     assert len({changed_view(seed, jitter=1.0).tobytes() for seed in range(20)}) == 20
     assert (jitter != jitter[:1]).any()
@@ -234,6 +265,16 @@ def test_a_drawn_box_is_where_its_crop_says(columns: list[int], rows: list[int],
     y, x = np.nonzero(white)
     pixels = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
     assert np.abs(np.array(found) * size - pixels).max() <= 3
+
+
+def test_a_box_is_mirrored_with_its_crop() -> None:
+    image = Image.new("RGB", (80, 40))
+    image.paste((255, 255, 255), (10, 8, 30, 24))
+    crop = Crop(0, 0, 0.75, 1, mirrored=True)  # 60 wide: the box is 10 to 30 of it, mirrored 30 to 50
+    found = crop_box([10 / 80, 8 / 40, 30 / 80, 24 / 40], crop)
+    assert found == pytest.approx((30 / 60, 8 / 40, 50 / 60, 24 / 40))
+    y, x = np.nonzero(render(image, crop, 60)[0] > 127)
+    np.testing.assert_allclose([x.min(), y.min(), x.max() + 1, y.max() + 1], np.array(found) * 60, atol=1)
 
 
 def test_a_box_needs_half_of_itself_in_the_crop() -> None:

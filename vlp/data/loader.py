@@ -1,7 +1,7 @@
 """Shards to batches, in an order that depends on the recipe alone.
 
 The run reads `data.streams` interleaved streams. Stream s of an epoch reads every streams-th shard of that epoch's
-permutation, each through a shuffle buffer of its own. A global batch takes equally many samples from each stream;
+order, each through a shuffle buffer of its own. A global batch takes equally many samples from each stream;
 ranks and workers only share the streams out. So the global batches are the same at any number of ranks and workers,
 and a position is, per stream, (epoch, shard, samples taken of it).
 """
@@ -18,8 +18,10 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vlp.data.batch import Batch, DataNeeds, join
+from vlp.data.health import StreamHealth
 from vlp.data.sample import Sample, collate, make_sample
-from vlp.data.shards import BadSample, expand_shards, shuffled_shard, top_reasons
+from vlp.data.shards import BadSample, shuffled_shard, top_reasons
+from vlp.data.sources import ShardMixture, training_mixture
 from vlp.errors import UserError
 from vlp.recipe import Recipe
 
@@ -53,7 +55,7 @@ class StreamDataset(IterableDataset):
 
     def __init__(
         self,
-        shards: list[str],
+        shards: ShardMixture,
         needs: Callable[[int], DataNeeds],
         recipe: Recipe,
         streams: list[int],
@@ -91,57 +93,54 @@ class StreamDataset(IterableDataset):
     def _samples(self, stream: int) -> Iterator[Drawn]:
         """Endless; an epoch that is read from its begin to its end without a usable sample stops the run."""
         train, streams = self.recipe.train, self.recipe.data.streams
-        start, drawn, skipped = self.positions.get(stream, START), 0, Counter()
+        start, drawn, health = self.positions.get(stream, START), 0, StreamHealth(self.recipe.data.bad_share)
         while True:
             epoch, drawn_before = start[0], drawn
-            for raw, position in self._epoch(stream, start):
+            for raw, position, turn in self._epoch(stream, start, health):
                 step, place = divmod(drawn, self.each * train.accumulation)
                 number = place * streams + stream
-                rng = np.random.default_rng((train.seed, epoch, zlib.crc32(raw["__key__"].encode())))
+                rng = np.random.default_rng((train.seed, turn, zlib.crc32(raw["__key__"].encode())))
                 try:
                     needs = self.needs(self.step + step)
                     sample = make_sample(raw, needs, self.recipe, self.step + step + number, rng)
                 except BadSample as reason:
-                    skipped[str(reason)] += 1
+                    health.count(str(reason))
                     continue
-                skipped.update(f"no_{task}" for task in sample.missing)
+                health.count(None)
+                skipped = health.take_skipped() + Counter(f"no_{task}" for task in sample.missing)
                 yield Drawn(sample, number, position, skipped)
-                drawn, skipped = drawn + 1, Counter()
+                drawn += 1
             if drawn == drawn_before and start == (epoch, 0, 0):
-                first, *more = (self.shards[shard] for shard in self._order(stream, epoch))
+                first, *more = (self.shards.shards[shard] for shard, _ in self._order(stream, epoch))
                 raise UserError(
                     f"data.train: no usable sample in {first}{f' and {len(more)} more shards' if more else ''}: "
-                    f"{top_reasons(skipped) or 'they are empty'}; take them out, or name in data.fields what they hold"
+                    f"{top_reasons(health.skipped) or 'they are empty'}; take them out, or name in data.fields what "
+                    "they hold"
                 )
             start = (epoch + 1, 0, 0)
 
-    def _epoch(self, stream: int, position: Position) -> Iterator[tuple[dict[str, Any], Position]]:
-        """What is left of a stream's epoch: each raw sample with the position after it."""
+    def _epoch(
+        self, stream: int, position: Position, health: StreamHealth
+    ) -> Iterator[tuple[dict[str, Any], Position, int]]:
+        """What is left of a stream's epoch: each raw sample, the position after it, how often it was read before."""
         epoch, first, taken = position
         seed, buffer = self.recipe.train.seed, self.recipe.data.shuffle
-        for place, shard in enumerate(self._order(stream, epoch)):
+        order = self._order(stream, epoch)
+        health.begin_epoch()
+        for place, (shard, turn) in enumerate(order):
             if place < first:
                 continue
+            failures: list[str] = []
             already = taken if place == first else 0
-            samples = shuffled_shard(self.shards[shard], buffer, (seed, epoch, shard))
+            samples = shuffled_shard(self.shards.shards[shard], buffer, (seed, turn, shard), failures.append)
             for number, raw in enumerate(islice(samples, already, None), start=already + 1):
-                yield raw, (epoch, place, number)
+                yield raw, (epoch, place, number), turn
+            for reason in failures:
+                health.fail_shard(reason, len(order))
 
-    def _order(self, stream: int, epoch: int) -> list[int]:
-        """Which shards the stream reads in this epoch."""
-        order = np.random.default_rng((self.recipe.train.seed, epoch)).permutation(len(self.shards))
-        return order[stream :: self.recipe.data.streams].tolist()
-
-
-def training_shards(recipe: Recipe) -> list[str]:
-    """The shards of `data.train`. Raises `UserError` when there are none, or fewer than streams."""
-    shards = expand_shards(recipe.data.train, recipe.data.cache)
-    if len(shards) < recipe.data.streams:
-        raise UserError(
-            f"data.train: {len(shards)} shards for data.streams={recipe.data.streams} readers; "
-            f"set data.streams={len(shards)} or fewer, or write more, smaller shards"
-        )
-    return shards
+    def _order(self, stream: int, epoch: int) -> list[tuple[int, int]]:
+        """Which shards the stream reads in this epoch, and how often each was read before."""
+        return self.shards.order(epoch)[stream :: self.recipe.data.streams]
 
 
 def make_loader(
@@ -159,9 +158,9 @@ def make_loader(
         positions: where each stream of this rank goes on; streams that it lacks begin at the start.
 
     Raises:
-        UserError: fewer shards than streams, a shard that cannot be read, or no usable sample.
+        UserError: fewer shards than streams, no usable sample, or more unusable ones than `data.bad_share`.
     """
-    shards = training_shards(recipe)
+    shards = training_mixture(recipe)
     streams = list(range(rank, recipe.data.streams, ranks))
     workers = max((w for w in range(1, recipe.data.workers + 1) if len(streams) % w == 0), default=0)
     dataset = StreamDataset(shards, needs, recipe, streams, positions, step)

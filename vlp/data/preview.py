@@ -6,9 +6,9 @@ from itertools import chain, islice
 import numpy as np
 
 from vlp.data.captions import read_captions, sample_captions
-from vlp.data.loader import training_shards
 from vlp.data.prompts import make_prompt
-from vlp.data.shards import BadSample, expand_shards, image_bytes, read_annotations, read_shard, top_reasons
+from vlp.data.shards import BadSample, image_bytes, read_annotations, read_shard, top_reasons
+from vlp.data.sources import expand_shards, training_shards
 from vlp.data.views import WHOLE
 from vlp.engine.monitor import console
 from vlp.errors import UserError

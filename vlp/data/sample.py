@@ -1,17 +1,16 @@
 """One raw sample to what the objectives read of it: views, caption ids, prompt ids."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from vlp.data import tokens
 from vlp.data.batch import Batch, DataNeeds, Prompts
 from vlp.data.captions import read_captions, sample_captions
 from vlp.data.prompts import encode_prompt, make_prompt
-from vlp.data.shards import BadSample, image_bytes, read_annotations
+from vlp.data.shards import BadSample, check_name, image_bytes, read_annotations
 from vlp.data.views import decode_image, random_crop, render, render_view
 from vlp.recipe import Recipe
 
@@ -38,6 +37,7 @@ def make_sample(raw: dict[str, Any], needs: DataNeeds, recipe: Recipe, turn: int
         BadSample: when the picture does not decode or a requested caption kind is absent.
     """
     data, context = recipe.data, recipe.model.text.context_length
+    check_name(raw["__key__"])
     annotations = read_annotations(raw)
     captions = read_captions(annotations, data.fields)
     texts = {}
@@ -51,7 +51,10 @@ def make_sample(raw: dict[str, Any], needs: DataNeeds, recipe: Recipe, turn: int
     largest = max(size, recipe.views.global_size) if needs.view_share else size
     image = decode_image(image_bytes(raw), largest)
     crop = random_crop(*image.size, data.crop_scale, rng)
-    sample = Sample(render(image, crop, size), texts)
+    if data.flip:
+        crop = replace(crop, mirrored=rng.random() < data.flip)
+    pixels = np.array(image)
+    sample = Sample(render(pixels, crop, size), texts)
     for offset, request in enumerate(needs.tasks):
         if not has_turn(turn + offset, request.share):
             continue
@@ -62,7 +65,7 @@ def make_sample(raw: dict[str, Any], needs: DataNeeds, recipe: Recipe, turn: int
             parallel = request.parallel > 0 and rng.random() < request.parallel
             sample.prompts[request.name] = (*encode_prompt(*prompt, context), parallel)
     if needs.view_share and has_turn(turn, needs.view_share):
-        sample.views = draw_views(image, recipe, rng)
+        sample.views = draw_views(pixels, recipe, rng)
     return sample
 
 
@@ -72,13 +75,13 @@ def has_turn(turn: int, share: float) -> bool:
 
 
 def draw_views(
-    image: Image.Image, recipe: Recipe, rng: np.random.Generator
+    pixels: np.ndarray, recipe: Recipe, rng: np.random.Generator
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Global and local crops for self-distillation (C13)."""
+    """Global and local crops of a picture [height, width, 3] for self-distillation (C13)."""
     views = recipe.views
     return (
-        [render_view(image, views.global_size, views.global_scale, views, rng) for _ in range(views.global_count)],
-        [render_view(image, views.local_size, views.local_scale, views, rng) for _ in range(views.local_count)],
+        [render_view(pixels, views.global_size, views.global_scale, views, rng) for _ in range(views.global_count)],
+        [render_view(pixels, views.local_size, views.local_scale, views, rng) for _ in range(views.local_count)],
     )
 
 

@@ -1,22 +1,25 @@
-"""From shard patterns to raw samples: which tars there are, and what is in one."""
+"""What is in a shard: its raw samples, their pictures and their JSON."""
 
-import glob
 import json
 import os
 import random
+import time
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import IO, Any
 
-import braceexpand
+import fsspec
 import webdataset as wds
+from webdataset.gopen import gopen
 
-from vlp.data.emoji_shards import demo_shards
+from vlp.data.sources import is_remote
 from vlp.errors import UserError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-DEMO_PARTS = ("demo:train", "demo:validation")
+RETRY_SECONDS = (1.0, 4.0)
+"""How long to wait before a shard that failed is opened again; after the last one it is given up."""
 
 
 class BadSample(Exception):
@@ -28,62 +31,46 @@ def top_reasons(skipped: Counter[str]) -> str:
     return ", ".join(f"{reason} ({count})" for reason, count in skipped.most_common(3))
 
 
-def expand_shards(patterns: str | list[str], cache: str | None = None) -> list[str]:
-    """Every shard that `patterns` name: brace patterns, globs, `::` lists, URLs that WebDataset opens, or
-    `demo:train` / `demo:validation`, which makes the demo set in `cache` when it is not there yet.
-
-    Raises:
-        UserError: for a local pattern that matches no file.
-    """
-    shards: list[str] = []
-    if not patterns:
-        raise UserError("data: no shards are named; give a tar, a glob, or a brace pattern such as /data/{00..99}.tar")
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        for part in pattern.split("::"):
-            if part.startswith("demo:"):
-                if part not in DEMO_PARTS:
-                    raise UserError(f"data: '{part}' is no part of the demo set; allowed are {', '.join(DEMO_PARTS)}")
-                part = str(demo_shards(cache) / f"{part.removeprefix('demo:')}-*.tar")
-            for name in _expand_braces(part):
-                if is_remote(name):
-                    shards.append(name)
-                    continue
-                found = sorted(glob.glob(str(Path(name).expanduser())))
-                if not found:
-                    raise UserError(
-                        f"data: '{part}' matches no shard ({name} does not exist); give a tar, a glob, or a brace "
-                        "pattern such as /data/{00000..00099}.tar, quoted from the shell"
-                    )
-                shards += found
-    return shards
-
-
-def _expand_braces(pattern: str) -> list[str]:
-    try:
-        return list(braceexpand.braceexpand(pattern))
-    except braceexpand.UnbalancedBracesError:
-        raise UserError(f"data: '{pattern}' has a brace without its partner; write {{00000..00099}}") from None
-
-
-def is_remote(name: str) -> bool:
-    return name.startswith("pipe:") or "://" in name
-
-
 def read_shard(shard: str) -> Iterator[dict[str, Any]]:
     """The samples of one shard in order, as WebDataset groups them: `__key__` and one bytes entry per suffix.
 
+    A shard that fails is opened again after each of `RETRY_SECONDS` and goes on behind the samples already given.
+
     Raises:
-        UserError: when the shard cannot be opened or ends before its end.
+        UserError: when the shard cannot be opened, or ends before its end.
     """
-    try:
-        yield from wds.tariterators.tarfile_samples([{"url": shard}])
-        if shard.endswith(".tar") and not is_remote(shard) and not _ends_as_a_tar(shard):
-            raise EOFError("it is cut short")
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or (error.args[0] if error.args else type(error).__name__)
-        raise UserError(
-            f"{shard}: not a readable tar shard ({reason}); copy it again, or take it out of the data pattern"
-        ) from None
+    given = 0
+    for pause in (*RETRY_SECONDS, None):
+        try:
+            for sample in islice(_read_once(shard), given, None):
+                yield sample
+                given += 1
+            return
+        except Exception as error:  # file systems, tarfile and WebDataset have kinds of their own
+            if pause is None:
+                raise UserError(
+                    f"{shard}: not a readable tar shard ({_why(error)}); copy it again, or take it out of the data "
+                    "pattern"
+                ) from None
+            time.sleep(pause)
+
+
+def _read_once(shard: str) -> Iterator[dict[str, Any]]:
+    with _open(shard) as stream:
+        files = wds.tariterators.tar_file_iterator(stream)
+        yield from wds.tariterators.group_by_keys(file | {"__url__": shard} for file in files)
+    if shard.endswith(".tar") and not is_remote(shard) and not _ends_as_a_tar(shard):
+        raise EOFError("it is cut short")
+
+
+def _open(shard: str) -> IO[bytes]:
+    if shard.startswith("pipe:"):
+        return gopen(shard)
+    return fsspec.open(shard).open() if is_remote(shard) else open(shard, "rb")
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or (str(error.args[0]) if error.args else type(error).__name__)
 
 
 def _ends_as_a_tar(path: str) -> bool:
@@ -93,10 +80,25 @@ def _ends_as_a_tar(path: str) -> bool:
         return not any(file.read())
 
 
-def shuffled_shard(shard: str, buffer: int, seed: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """`read_shard` through a shuffle buffer that is drained at the shard's end: the order depends on `seed` alone."""
-    rng = random.Random(repr(seed))
-    return wds.filters.shuffle(buffer, initial=buffer, rng=rng)(read_shard(shard))
+def shuffled_shard(shard: str, buffer: int, seed: tuple[int, ...], failed: Callable[[str], None]) -> Iterator[dict]:
+    """`read_shard` through a shuffle buffer that is drained at the shard's end: the order depends on `seed` alone.
+
+    A shard that cannot be read to its end ends where it fails, and the reason goes to `failed`.
+    """
+
+    def samples() -> Iterator[dict[str, Any]]:
+        try:
+            yield from read_shard(shard)
+        except UserError as error:
+            failed(str(error))
+
+    return wds.filters.shuffle(buffer, initial=buffer, rng=random.Random(repr(seed)))(samples())
+
+
+def check_name(key: str) -> None:
+    """Raises `BadSample` for a key that leaves the folder that it would be written to."""
+    if key.startswith("/") or ".." in PurePosixPath(key).parts:
+        raise BadSample("unsafe_name")
 
 
 def image_bytes(raw: dict[str, Any]) -> bytes:

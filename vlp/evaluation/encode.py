@@ -16,15 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from vlp.data.captions import read_captions
-from vlp.data.shards import (
-    IMAGE_SUFFIXES,
-    BadSample,
-    expand_shards,
-    image_bytes,
-    is_remote,
-    read_annotations,
-    read_shard,
-)
+from vlp.data.shards import IMAGE_SUFFIXES, BadSample, image_bytes, read_annotations, read_shard
+from vlp.data.sources import expand_shards, is_remote
 from vlp.data.tokens import tokenize
 from vlp.data.views import center_crop, decode_image, render
 from vlp.errors import UserError
