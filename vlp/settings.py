@@ -5,6 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from vlp.data.layouts import LAYOUTS
+from vlp.errors import nearest
+
 
 def _is_ordered(ends: tuple[float, float]) -> tuple[float, float]:
     if not 0 < ends[0] <= ends[1] <= 1:
@@ -63,13 +66,24 @@ class TrainSettings(Section):
 
 
 class FieldMap(Section):
-    """Which keys of a sample's JSON (or `txt` for the caption file) hold what; null where the data has none."""
+    """Which keys of a sample's JSON (or `txt` for the caption file) hold what; null where the data has none. The name
+    of a published layout, as in data.fields=dreamlip, stands for its keys."""
 
     raw: str | list[str] | None = "raw"
     short: str | list[str] | None = "short"
     long: str | list[str] | None = "long"
     regions: str | None = "regions"
     vqa: str | None = "vqa"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_layout(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in LAYOUTS:
+            raise ValueError(f"'{value}' is no layout; allowed are {', '.join(LAYOUTS)}{nearest(value, list(LAYOUTS))}")
+        columns = LAYOUTS[value].columns
+        return {kind: list(columns[kind]) if kind in columns else None for kind in ("raw", "short", "long")}
 
 
 class ViewSettings(Section):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlp.data.captions import CaptionRequest, diverse_caption, read_captions, sample_captions, split_sentences
+from vlp.data.captions import LONGEST, CaptionRequest, diverse_caption, read_captions, sample_captions, split_sentences
 from vlp.settings import FieldMap
 
 DRAWS = 20_000
@@ -23,6 +23,18 @@ DRAWS = 20_000
         ("3.5 metres, seen on example.com. Far away", ["3.5 metres, seen on example.com", "Far away"]),
         ("And then... nothing", ["And then", "nothing"]),
         ("no full stop", ["no full stop"]),
+        ("a dog on a lawn . a cat .", ["a dog on a lawn", "a cat"]),
+        (
+            "Mr. Smith waves a U.S. flag of 3.5 metres. It is 5 p.m. in St. Louis. Fig. 2 shows e.g. a dog. Is it? Yes!",
+            [
+                "Mr. Smith waves a U.S. flag of 3.5 metres",
+                "It is 5 p.m. in St. Louis",
+                "Fig. 2 shows e.g. a dog",
+                "Is it?",
+                "Yes!",
+            ],
+        ),
+        ("a small dog. the U.S. team wins. lower case", ["a small dog", "the U.S. team wins", "lower case"]),
         ("", []),
         (" . \n </s> .", []),
     ],
@@ -47,6 +59,12 @@ def test_fields_are_strings_or_lists_and_anything_else_is_none() -> None:
     assert read_captions(annotations, fields) == expected
     for wrong in (5, 1.5, True, None, {"one": "two"}, [["nested"]], ""):
         assert read_captions({"raw": wrong}, FieldMap())["raw"] == []
+
+
+def test_control_characters_and_megabytes_are_no_caption() -> None:
+    record = {"raw": "a\x00dog\x07 \x1b[0m", "short": ["\x00\x01", "b" * 1_000_000], "long": "one\ntwo\tthree"}
+    found = read_captions(record, FieldMap())
+    assert found == {"raw": ["a dog   [0m"], "short": ["b" * LONGEST], "long": ["one\ntwo\tthree"]}
 
 
 CAPTIONS = {"raw": ["r"], "short": ["s1", "s2", "s3"], "long": ["l1. l2. l3", "l4. l5"]}

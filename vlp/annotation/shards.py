@@ -8,7 +8,8 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,8 @@ from typing import Any, Literal
 import webdataset as wds
 
 from vlp.data.captions import read_captions
-from vlp.data.shards import BadSample, image_bytes, read_annotations, read_json, read_shard
+from vlp.data.shards import BadSample, check_name, image_bytes, read_annotations, read_json, read_shard
+from vlp.data.sources import is_remote
 from vlp.errors import UserError
 from vlp.progress import with_progress
 from vlp.settings import FieldMap
@@ -29,8 +31,12 @@ class Item:
     key: str
     files: dict[str, bytes]
     """All files of the sample by suffix."""
-    annotations: dict[str, Any]
+    annotations: dict[str, Any] = field(default_factory=dict)
     """The sample's JSON; empty where it has none."""
+    drop: bool = False
+    """The sample is left out of what is written."""
+    broken: bool = False
+    """Its JSON cannot be read: it is not annotated."""
 
     @property
     def image(self) -> bytes:
@@ -51,7 +57,7 @@ Engine = Literal["local", "ray"]
 
 @dataclass
 class Done:
-    """A shard that was written, with its counts, or the reason why it could not be read."""
+    """A shard that was written, with its counts, or the reason why it was not."""
 
     shard: str
     counts: Counter[str]
@@ -87,7 +93,7 @@ def annotate_shards(
         raise UserError(
             f"{len(twice)} shard names occur twice, as {twice[0]}; annotate each source into an --out of its own"
         )
-    _claim(out, settings)
+    claim(out, settings, shards)
     todo = [shard for shard in shards if not _stats_path(out, shard).exists()]
     if engine == "ray":
         results = _on_ray(todo, out, make, batch_size, actors, gpus)
@@ -99,10 +105,34 @@ def annotate_shards(
     write_text(out / "summary.json", json.dumps({"shards": len(written)} | dict(sorted(counts.items())), indent=2))
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(shards)} shards could not be read, first {failed[0].error}; all others are in "
+            f"{len(failed)} of {len(shards)} shards failed, first {failed[0].error}; all others are in "
             f"{out}, and the same command again tries only these"
         )
     return counts
+
+
+def claim(out: Path, settings: dict[str, Any], shards: list[str]) -> None:
+    """Make the folder for these settings.
+
+    Raises:
+        UserError: when it holds shards that were made with others, or some of the `shards` that are to be read.
+    """
+    if any(not is_remote(shard) and Path(shard).resolve().parent == out.resolve() for shard in shards):
+        raise UserError(f"--out {out} holds the shards that are read; give another folder")
+    path = out / "annotation.json"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        stored = json.loads(path.read_text()) if path.exists() else None
+        now = json.loads(json.dumps(settings))
+        if stored is None:
+            write_text(path, json.dumps(now, indent=2))
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}); give another folder") from None
+    if stored not in (None, now):
+        key = next(key for key in stored | now if stored.get(key) != now.get(key))
+        raise UserError(
+            f"--out {out} holds shards made with {key}={stored.get(key)}, not {now.get(key)}; give another folder"
+        )
 
 
 def annotate_shard(shard: str, out: Path, annotate: Annotate, batch_size: int) -> Done:
@@ -111,18 +141,16 @@ def annotate_shard(shard: str, out: Path, annotate: Annotate, batch_size: int) -
     partial = out / f"{Path(shard).name}.partial-{os.getpid()}"
     try:
         with wds.TarWriter(str(partial), encoder=False, mtime=0) as tar:
-            samples = _items(shard)
+            samples = _items(shard, counts)
             while batch := list(islice(samples, batch_size)):
-                items = [sample for sample in batch if isinstance(sample, Item)]
-                counts.update(annotate(items))
-                for sample in batch:
-                    if isinstance(sample, Item):
-                        tar.write(
-                            {"__key__": sample.key} | sample.files | {"json": json.dumps(sample.annotations).encode()}
-                        )
-                    else:  # its JSON is broken: it stays as it is
-                        counts["unreadable_json"] += 1
-                        tar.write(sample)
+                counts.update(annotate([item for item in batch if not item.broken]))
+                for item in batch:
+                    if item.drop:
+                        counts["dropped"] += 1
+                        continue
+                    if not item.broken:
+                        item.files["json"] = json.dumps(item.annotations).encode()
+                    tar.write({"__key__": item.key} | item.files)
                 counts["samples"] += len(batch)
     except UserError as error:
         partial.unlink(missing_ok=True)
@@ -142,36 +170,22 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def _items(shard: str) -> Iterator[Item | dict[str, Any]]:
-    """The samples of a shard; one whose JSON is broken as WebDataset reads it."""
+def _items(shard: str, counts: Counter[str]) -> Iterator[Item]:
+    """The samples of a shard; one whose JSON is broken stays as it is, one whose name leaves its folder is left out."""
     for raw in read_shard(shard):
-        files = {suffix: data for suffix, data in raw.items() if not suffix.startswith("__")}
+        item = Item(raw["__key__"], {suffix: data for suffix, data in raw.items() if not suffix.startswith("__")})
         try:
-            yield Item(raw["__key__"], files, read_json(files))
-        except BadSample:
-            yield {"__key__": raw["__key__"]} | files
+            check_name(item.key)
+            item.annotations = read_json(item.files)
+        except BadSample as reason:
+            counts[str(reason)] += 1
+            item.broken = True
+            item.drop = str(reason) == "unsafe_name"
+        yield item
 
 
 def _stats_path(out: Path, shard: str) -> Path:
     return out / f"{Path(shard).name.removesuffix('.tar')}_stats.json"
-
-
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make the folder for these settings. Raises `UserError` when it holds shards that were made with others."""
-    path = out / "annotation.json"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        stored = json.loads(path.read_text()) if path.exists() else None
-        now = json.loads(json.dumps(settings))
-        if stored is None:
-            write_text(path, json.dumps(now, indent=2))
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror}); give another folder") from None
-    if stored not in (None, now):
-        key = next(key for key in stored | now if stored.get(key) != now.get(key))
-        raise UserError(
-            f"--out {out} holds shards made with {key}={stored.get(key)}, not {now.get(key)}; give another folder"
-        )
 
 
 def _here(shards: list[str], out: Path, make: Callable[[], Annotate], batch_size: int) -> Iterator[Done]:
@@ -192,7 +206,8 @@ def _on_ray(
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level="warning")
     ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts shards
-    rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards) or 1)
+    found = [shard if is_remote(shard) else str(Path(shard).absolute()) for shard in shards]
+    rows = ray.data.from_items([{"shard": shard} for shard in found], override_num_blocks=len(found) or 1)
     worker = (make, out.absolute(), batch_size)
     pool = ray.data.ActorPoolStrategy(size=actors)
     results = rows.map(_RayAnnotator, fn_constructor_args=worker, compute=pool, num_gpus=gpus or None)
@@ -204,8 +219,11 @@ class _RayAnnotator:
     """A Ray actor that keeps its models from shard to shard."""
 
     def __init__(self, make: Callable[[], Annotate], out: Path, batch_size: int):
-        self.annotate, self.out, self.batch_size = make(), out, batch_size
+        self.make, self.out, self.batch_size = cache(make), out, batch_size
 
     def __call__(self, row: dict[str, str]) -> dict[str, str | None]:
-        done = annotate_shard(row["shard"], self.out, self.annotate, self.batch_size)
+        try:
+            done = annotate_shard(row["shard"], self.out, self.make(), self.batch_size)
+        except UserError as error:  # of `make`: it crosses to the driver as a line, not as a traceback
+            done = Done(row["shard"], Counter(), str(error))
         return {"shard": done.shard, "counts": json.dumps(done.counts), "error": done.error}

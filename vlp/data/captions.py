@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from sentencex import segment
 
 from vlp.settings import FieldMap
 
 CaptionKind = Literal["raw", "short", "long", "any", "mixed", "diverse", "sentence", "passage"]
 """Whole captions of a field or of any, short or long ones by chance; FLAIR's draws; single sentences; COSMOS' draws."""
-_SENTENCE_END = re.compile(r"\n|</s>|\.+(?=\s|</s>|$)")
+_END_MARK = re.compile(r"\n|</s>|\s\.+(?=\s|$)|\.{2,}(?=\s|$)")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]+")
+LONGEST = 10_000
+"""Characters of a caption that are read; 77 tokens are some hundred."""
 
 
 def caption_fields(kind: str) -> tuple[str, ...]:
@@ -41,7 +45,7 @@ class CaptionRequest:
 
 
 def read_captions(annotations: Mapping[str, Any], fields: FieldMap) -> dict[str, list[str]]:
-    """The non-empty captions of each kind, by the field map. A value may be a string or a list of strings."""
+    """The captions of each kind by the field map, none empty or twice. A value may be a string or a list of them."""
     captions = {}
     for kind in ("raw", "short", "long"):
         names = getattr(fields, kind) or []
@@ -49,14 +53,23 @@ def read_captions(annotations: Mapping[str, Any], fields: FieldMap) -> dict[str,
         for name in [names] if isinstance(names, str) else names:
             value = annotations.get(name)
             values = value if isinstance(value, list) else [value]
-            texts += [text.strip() for text in values if isinstance(text, str) and text.strip()]
-        captions[kind] = texts
+            cleaned = (clean(text) for text in values if isinstance(text, str))
+            texts += [text for text in cleaned if text]
+        captions[kind] = list(dict.fromkeys(texts))
     return captions
 
 
+def clean(text: str) -> str:
+    """The caption without control characters and surrounding space, cut at `LONGEST` characters."""
+    return _CONTROL.sub(" ", text[:LONGEST]).strip()
+
+
 def split_sentences(text: str) -> list[str]:
-    """Sentences without their full stop [docs/method.md 2, Captions]: split at newlines, `</s>` and full stops."""
-    return [sentence.strip() for sentence in _SENTENCE_END.split(text) if sentence.strip()]
+    """Sentences without their full stop: split at newlines, `</s>`, and where a sentence ends, which is not at every
+    full stop ("Mr.", "3.5", "U.S."): sentencex knows the abbreviations [docs/method.md 2, Captions]."""
+    parts = (sentence for part in _END_MARK.split(text) if part.strip() for sentence in segment("en", part))
+    stripped = (sentence.strip().removesuffix(".").strip() for sentence in parts)
+    return [sentence for sentence in stripped if sentence.strip(".")]
 
 
 def sample_captions(captions: Mapping[str, list[str]], request: CaptionRequest, rng: np.random.Generator) -> list[str]:
