@@ -14,12 +14,16 @@ Examples:
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vlp.errors import UserError, run_command
-
-if TYPE_CHECKING:
-    from vlp.annotation.regions import RegionSettings
+from vlp.annotation.options import (
+    add_fields_option,
+    add_running_options,
+    check_running_options,
+    field_map,
+    settings_of,
+)
+from vlp.errors import run_command
 
 CAPTIONS = ("long", "short", "raw")
 
@@ -33,19 +37,13 @@ def main() -> None:
     _add_box_options(parser.add_argument_group("boxes"))
     _add_running_options(parser.add_argument_group("running"))
     args = parser.parse_args()
-    for option, value, least in (
-        ("--batch-size", args.batch_size, 1),
-        ("--actors", args.actors, 1),
-        ("--gpus-per-actor", args.gpus_per_actor, 0),
-    ):
-        if value < least:
-            raise UserError(f"{option} {value:g}: give {least} or more")
+    check_running_options(args)
 
-    from vlp.annotation.regions import check_models, pick_device, region_annotator
+    from vlp.annotation.regions import RegionSettings, check_models, pick_device, region_annotator
     from vlp.annotation.shards import annotate_shards
     from vlp.data.sources import expand_shards
 
-    settings = _settings(args)
+    settings = settings_of(RegionSettings, vars(args) | {"fields": field_map(args.fields)})
     shards = expand_shards(args.shards)
     if args.engine == "local":  # on a cluster, this machine need not have what the actors have
         pick_device(args.device)
@@ -77,15 +75,7 @@ def _add_phrase_options(group: Any) -> None:
         metavar="KIND",
         help="long (the paper's, and the default), short or raw; of several, each picture's first that it has",
     )
-    group.add_argument(
-        "--fields",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KIND=KEY",
-        help="the key of the JSON that holds captions of a kind, as long=longLLA_captions, or several, as "
-        "long=longLLA_captions,longSV_captions, or gets the regions, as regions=boxes (default: the same words)",
-    )
+    add_fields_option(group, "long=longLLA_captions")
     group.add_argument("--nlp", default="en_core_web_sm", metavar="NAME", help="spaCy model (default: %(default)s)")
     group.add_argument(
         "--max-phrases", type=int, default=16, metavar="N", help="of a picture, its first (default: %(default)s)"
@@ -129,51 +119,12 @@ def _add_box_options(group: Any) -> None:
 
 def _add_running_options(group: Any) -> None:
     group.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="pictures detected at once (default: %(default)s)"
-    )
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
-    group.add_argument(
         "--precision",
         choices=("auto", "float32", "float16", "bfloat16"),
         default="auto",
         help="of the detector (default: %(default)s, float16 on a GPU)",
     )
-    group.add_argument("--engine", choices=("local", "ray"), default="local", help="default: %(default)s")
-    group.add_argument("--actors", type=int, default=1, metavar="N", help="Ray processes (default: %(default)s)")
-    group.add_argument(
-        "--gpus-per-actor",
-        type=float,
-        default=0,
-        metavar="G",
-        help="0.5 lets two share one, so that one decodes while the other detects (default: %(default)s)",
-    )
-
-
-def _settings(args: argparse.Namespace) -> "RegionSettings":
-    """The settings among the options. Raises `UserError` for the first value that is not allowed."""
-    from pydantic import ValidationError
-
-    from vlp.annotation.regions import RegionSettings
-
-    given = {name: getattr(args, name) for name in RegionSettings.model_fields} | {"fields": _fields(args.fields)}
-    try:
-        return RegionSettings.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        value = " ".join(args.fields) if option == "fields" else first["input"]
-        raise UserError(f"--{option} {value}: {first['msg'].removeprefix('Value error, ')}") from None
-
-
-def _fields(pairs: list[str]) -> dict[str, str | list[str]]:
-    """`long=a,b regions=c` as a field map's values."""
-    fields: dict[str, str | list[str]] = {}
-    for pair in pairs:
-        kind, equals, keys = pair.partition("=")
-        if not equals or kind not in (*CAPTIONS, "regions"):
-            raise UserError(f"--fields {pair}: give KIND=KEY, with KIND {', '.join(CAPTIONS)} or regions")
-        fields[kind] = keys.split(",") if "," in keys else keys
-    return fields
+    add_running_options(group, batch_size=16, unit="pictures")
 
 
 if __name__ == "__main__":
