@@ -1,4 +1,4 @@
-"""A run that is killed again and again, and goes on with other numbers of workers, reads each sample of an epoch once."""
+"""A run that is killed again and again, and goes on with other workers, reads each sample of an epoch once."""
 
 import os
 import random
