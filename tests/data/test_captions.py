@@ -25,11 +25,11 @@ DRAWS = 20_000
         ("no full stop", ["no full stop"]),
         ("a dog on a lawn . a cat .", ["a dog on a lawn", "a cat"]),
         (
-            "Mr. Smith waves a U.S. flag of 3.5 metres. It is 5 p.m. in St. Louis. Fig. 2 shows e.g. a dog. Is it? Yes!",
+            "Mr. Smith waves a U.S. flag of 3.5 metres. It is 5 p.m. in St. Louis. Fig. 2 is e.g. a dog. Is it? Yes!",
             [
                 "Mr. Smith waves a U.S. flag of 3.5 metres",
                 "It is 5 p.m. in St. Louis",
-                "Fig. 2 shows e.g. a dog",
+                "Fig. 2 is e.g. a dog",
                 "Is it?",
                 "Yes!",
             ],

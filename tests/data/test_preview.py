@@ -60,7 +60,7 @@ def test_a_field_that_nobody_has_is_named(tmp_path, printed, field: str, reads: 
     assert (
         line.startswith("data.train: none of the first 2 samples of ") and f"the field '{field}' that '{reads}'" in line
     )
-    assert f"write it into their JSON, or name in data.fields.{field} the key that has it" in line
+    assert f"or name in data.fields.{field} the key that has it" in line and "; add it by tools/prepare_" in line
 
 
 def test_a_field_map_serves(tmp_path: Path, printed: list[str]) -> None:

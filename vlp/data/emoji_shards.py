@@ -8,9 +8,7 @@ import multiprocessing
 import os
 import random
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from vlp.data.emoji_objects import OBJECTS
 from vlp.data.emoji_questions import retrieval_questions, vqa_pairs
 from vlp.data.emoji_scenes import Scene, center, compose, draw, draw_mask, held_out_pairs
 from vlp.errors import UserError
+from vlp.processes import leave_with_parent
 from vlp.progress import with_progress
 
 LICENSE = "Graphics: Twemoji, Copyright Twitter, Inc and other contributors, CC-BY 4.0"
@@ -163,24 +162,13 @@ def _write_shards(folder: Path, settings: DemoSet) -> Iterator[dict[str, Scene]]
     """The scenes of each shard as soon as it is written, with progress on the way."""
     shards, context = settings.shards(), multiprocessing.get_context("spawn")
     workers = min(len(os.sched_getaffinity(0)), len(shards))
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=leave_with_parent) as pool:
         jobs = [pool.submit(_write_shard, folder, settings, *shard) for shard in shards]
         written = (job.result() for job in as_completed(jobs))
         try:
             yield from with_progress(written, settings.train + settings.validation, "emoji scenes", "scenes", len)
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _leave_with_parent() -> None:
-    """Let a worker end when the process that started it does, by a kill or by Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _write_shard(folder: Path, settings: DemoSet, name: str, split: str, numbers: range) -> dict[str, Scene]:

@@ -15,6 +15,8 @@ from vlp.errors import UserError
 from vlp.objectives.graph import graph_needs
 from vlp.recipe import Recipe
 
+MAKERS = {"regions": "tools/prepare_regions.py", "vqa": "tools/prepare_vqa.py"}
+
 
 def preview(recipe: Recipe, samples: int = 64) -> None:
     """Print how many of the first samples serve each caption kind and task, and one drawn text of each: wrongly
@@ -53,9 +55,10 @@ def preview(recipe: Recipe, samples: int = 64) -> None:
     for name, texts in found.items():
         if not texts:
             field = fields[name]
-            hint = "" if field in ("regions", "vqa") else "; with captions: any an objective reads all kinds"
+            hint = "" if field in MAKERS else "; with captions: any an objective reads all kinds"
             raise UserError(
                 f"data.train: none of the first {looked} samples of {data.train} has the field '{field}' that "
-                f"'{name}' reads; write it into their JSON, or name in data.fields.{field} the key that has it{hint}"
+                f"'{name}' reads; add it by {MAKERS.get(field, 'tools/prepare_captions.py')}, or name in "
+                f"data.fields.{field} the key that has it{hint}"
             )
         console.print(f"  {name}: {len(texts)} have it, e.g. {texts[0]!r}", soft_wrap=True)

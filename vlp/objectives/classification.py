@@ -63,7 +63,7 @@ class TokenClassification(Objective):
     class Settings(CaptionSettings):
         type: Literal["token_classification"]
         idf: Literal["running", "static", "none"] = "running"
-        idf_file: str | None = Field(None, description="statistics with `frequency` and `documents`, for static IDF")
+        idf_file: str | None = Field(None, description="statistics.safetensors of tools/prepare_statistics.py")
 
     def __init__(self, recipe, settings: Settings, model: VisionLanguageModel):
         super().__init__(recipe, settings, model)
@@ -81,11 +81,12 @@ class TokenClassification(Objective):
         if settings.idf != "static":
             return
         if settings.idf_file is None:
-            raise ValueError("idf: static reads document frequencies; give idf_file, or set idf to running or none")
-        if not Path(settings.idf_file).is_file():
             raise ValueError(
-                f"idf_file: {settings.idf_file} does not exist; it holds `frequency` and `documents` as safetensors"
+                "idf: static reads document frequencies; give idf_file=DIR/statistics.safetensors, which "
+                "tools/prepare_statistics.py writes, or set idf to running or none"
             )
+        if not Path(settings.idf_file).is_file():
+            raise ValueError(f"idf_file: {settings.idf_file} does not exist; tools/prepare_statistics.py makes it")
 
     @classmethod
     def needs(cls, recipe, settings: Settings) -> Needs:
