@@ -75,6 +75,9 @@ def _add_phrase_options(group: Any) -> None:
         metavar="KIND",
         help="long (the paper's, and the default), short or raw; of several, each picture's first that it has",
     )
+    group.add_argument(
+        "--index", type=int, metavar="N", help="which caption of the kind alone, from 0 (default: all of them)"
+    )
     add_fields_option(group, "long=longLLA_captions")
     group.add_argument("--nlp", default="en_core_web_sm", metavar="NAME", help="spaCy model (default: %(default)s)")
     group.add_argument(

@@ -11,6 +11,7 @@ import pytest
 import torch
 import webdataset
 from random_run import run_tool
+from tiny_checkpoints import TEMPLATE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerFast
 
@@ -21,10 +22,6 @@ from vlp.errors import UserError
 
 TOOL = "tools/prepare_vqa.py"
 CONTEXT = 320
-TEMPLATE = (
-    "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
 KNOWN = {
     "a cat": "1. Question: What is it?\n   Answer: A cat",
     "two dogs on a beach": "Q1: How many dogs are there?\nA1: Two\n\nQ2: Where are they?\nA2: On a beach",

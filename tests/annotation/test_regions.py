@@ -12,6 +12,7 @@ import transformers
 import webdataset
 from PIL import Image
 from random_run import run_tool
+from tiny_checkpoints import write_detector
 from torch import Tensor
 
 from vlp.annotation import regions as module
@@ -30,39 +31,16 @@ ORIENTATION = 0x0112
 
 def make_settings(**changes) -> RegionSettings:
     usual = {
-        "model": "unused", "nlp": NLP, "fields": {}, "captions": ["long"], "max_phrases": 16, "prompt": "{}",
-        "score": 0.1, "nms": 0.5, "max_per_phrase": 4, "max_regions": 32, "replace": False, "precision": "auto",
+        "model": "unused", "nlp": NLP, "fields": {}, "captions": ["long"], "index": None, "max_phrases": 16,
+        "prompt": "{}", "score": 0.1, "nms": 0.5, "max_per_phrase": 4, "max_regions": 32, "replace": False,
+        "precision": "auto",
     }  # fmt: skip
     return RegionSettings.model_validate(usual | changes)
 
 
-def write_checkpoint(folder: Path, side: int = SIDE) -> Path:
-    """OWLv2 with random weights and 4 x 4 places, and CLIP's tokenizer over letters, padded with OWLv2's id 0."""
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789'"
-    words = ["!", *letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = transformers.CLIPTokenizer({word: i for i, word in enumerate(words)}, [], pad_token="!")
-    size = {"height": side, "width": side}
-    processor = transformers.Owlv2Processor(transformers.Owlv2ImageProcessor(size=size), tokenizer)
-    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
-    config = transformers.Owlv2Config(
-        text_config=layers | {"vocab_size": len(words), "max_position_embeddings": 16} | ends,
-        vision_config=layers | {"image_size": side, "patch_size": side // 4},
-        projection_dim=16,
-    )
-    torch.manual_seed(0)
-    model = transformers.Owlv2ForObjectDetection(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("owlv2") / "tiny")
+    return write_detector(tmp_path_factory.mktemp("owlv2") / "tiny")
 
 
 @pytest.fixture
@@ -230,7 +208,7 @@ class RedDetector:
 
 @pytest.fixture(scope="module")
 def red_annotator(tmp_path_factory: pytest.TempPathFactory):
-    processor = transformers.Owlv2Processor.from_pretrained(write_checkpoint(tmp_path_factory.mktemp("red"), side=256))
+    processor = transformers.Owlv2Processor.from_pretrained(write_detector(tmp_path_factory.mktemp("red"), side=256))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "load_detector", lambda *_: (RedDetector(), processor))
         yield region_annotator(make_settings(), "cpu")
@@ -367,6 +345,13 @@ def test_the_tool_on_shards(shards: Path, checkpoint: Path, tmp_path: Path, caps
     capsys.readouterr()
     assert run_tool(TOOL, *usual, "--score", 0.3) == 2
     assert "holds shards made with score=0.1, not 0.3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("index", "captions"), [(None, ["a b", "c", "d"]), (1, ["c"]), (3, [])])
+def test_which_captions_are_read(index: int | None, captions: list[str]) -> None:
+    item = Item("k", {}, {"long": ["a b", "c", "d"], "short": ["s"]})
+    assert module._captions(item, make_settings(index=index, captions=["long", "short"])) == captions
+    assert module._captions(Item("k", {}, {"short": ["s"]}), make_settings(captions=["long", "short"])) == ["s"]
 
 
 def test_no_captions_of_that_kind(shards: Path, checkpoint: Path, tmp_path: Path, capsys) -> None:

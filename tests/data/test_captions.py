@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from vlp.data.captions import LONGEST, CaptionRequest, diverse_caption, read_captions, sample_captions, split_sentences
-from vlp.settings import FieldMap
+from vlp.data.layouts import LAYOUTS
+from vlp.settings import DataSettings, FieldMap
 
 DRAWS = 20_000
 
@@ -65,6 +67,31 @@ def test_control_characters_and_megabytes_are_no_caption() -> None:
     record = {"raw": "a\x00dog\x07 \x1b[0m", "short": ["\x00\x01", "b" * 1_000_000], "long": "one\ntwo\tthree"}
     found = read_captions(record, FieldMap())
     assert found == {"raw": ["a dog   [0m"], "short": ["b" * LONGEST], "long": ["one\ntwo\tthree"]}
+
+
+LAYOUT_SAMPLES = {
+    "img2dataset": ({"txt": "alt", "caption": "alt", "url": "u"}, {"raw": ["alt"], "short": [], "long": []}),
+    "dreamlip": (
+        {
+            "raw_caption": "alt", "shortIB_captions": "s1", "longIB_captions": "l1. l1", "shortSV_captions": "s2",
+            "longSV_captions": "l2", "shortLLA_captions": "s3", "longLLA_captions": "l3", "raw": "not this",
+        },
+        {"raw": ["alt"], "short": ["s1", "s2", "s3"], "long": ["l1. l1", "l2", "l3"]},
+    ),
+    "recap_datacomp": ({"org_caption": "alt", "re_caption": "l1"}, {"raw": ["alt"], "short": [], "long": ["l1"]}),
+    "pixelprose": ({"original_caption": "alt", "vlm_caption": "l1"}, {"raw": ["alt"], "short": [], "long": ["l1"]}),
+    "plain": ({"caption": "alt", "short": ["s"], "long": "l"}, {"raw": ["alt"], "short": ["s"], "long": ["l"]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_published_layouts_by_name(layout: str) -> None:
+    annotations, captions = LAYOUT_SAMPLES[layout]
+    fields = DataSettings(fields=layout).fields
+    assert read_captions(annotations, fields) == captions
+    assert (fields.regions, fields.vqa) == ("regions", "vqa")
+    with pytest.raises(ValidationError, match=rf"'{layout}x' is no layout; allowed are .*; did you mean '{layout}'\?"):
+        DataSettings(fields=f"{layout}x")
 
 
 CAPTIONS = {"raw": ["r"], "short": ["s1", "s2", "s3"], "long": ["l1. l2. l3", "l4. l5"]}

@@ -16,7 +16,7 @@ from vlp.annotation.shards import Annotate, Item
 from vlp.data.shards import BadSample
 from vlp.data.views import decode_image
 from vlp.errors import UserError
-from vlp.settings import DataSettings, FieldMap, Positive, Probability, Section, Share
+from vlp.settings import Count, DataSettings, FieldMap, Positive, Probability, Section, Share
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -33,6 +33,8 @@ class RegionSettings(Section):
     fields: FieldMap
     captions: list[Literal["long", "short", "raw"]] = Field(min_length=1)
     """Phrases are read from the captions of the first of these kinds that the picture has."""
+    index: Count | None
+    """Of them only this one, counted from 0."""
     max_phrases: Positive
     prompt: str
     """A query, with {} for the phrase. In the paper the phrases themselves are the queries."""
@@ -214,7 +216,8 @@ def _regions(
 
 def _captions(item: Item, settings: RegionSettings) -> list[str]:
     captions = item.captions(settings.fields)
-    return next((captions[kind] for kind in settings.captions if captions[kind]), [])
+    found = next((captions[kind] for kind in settings.captions if captions[kind]), [])
+    return found if settings.index is None else found[settings.index : settings.index + 1]
 
 
 def _picture(item: Item, processor: "Owlv2Processor") -> Image.Image:
