@@ -13,6 +13,7 @@ from PIL import Image, ImageColor
 from planted import SIZE, make_recipe, picture, sample, write_shards
 
 from vlp.data.loader import make_loader
+from vlp.data.sample import make_sample
 from vlp.data.sources import training_mixture
 from vlp.data.views import crop_box, decode_image, render
 from vlp.data_report.contact_sheet import (
@@ -21,12 +22,10 @@ from vlp.data_report.contact_sheet import (
     Card,
     decode,
     make_card,
-    training_crop,
     write_contact_sheet,
 )
 from vlp.data_report.reading import Drawn, ReadShards, draw, training_rng
 from vlp.data_report.report import check_data
-from vlp.data_report.survey import draw_captions
 from vlp.objectives.graph import graph_needs
 from vlp.recipe import Recipe
 
@@ -104,9 +103,7 @@ def test_the_crop_is_the_one_that_the_picture_was_rendered_with(tmp_path: Path, 
     recipe = make_recipe(write_shards(tmp_path, samples), *overrides)
     needs = graph_needs(recipe).data
     for drawn in draws(recipe):
-        rng = training_rng(recipe, drawn)
-        draw_captions({kind: ["a. b"] for kind in ("raw", "short", "long")}, needs.captions, rng)
-        crop = training_crop(drawn.raw, needs, recipe, rng)
+        crop = make_sample(drawn.raw, needs, recipe, 0, training_rng(recipe, drawn)).crop
         image = decode_image(drawn.raw["jpg"], max(SIZE, recipe.views.global_size))
         (shown,) = pixels(make_card(drawn, recipe), "what the model sees")
         assert np.array_equal(shown.transpose(2, 0, 1), render(image, crop, SIZE))
@@ -162,9 +159,7 @@ def test_boxes_lie_on_the_pixels_that_the_answer_names(tmp_path: Path) -> None:
     recipe = make_recipe(write_shards(tmp_path, samples), *WHOLE_PICTURE, "data.flip=0")
     drawn = draws(recipe)[0]
     card = make_card(drawn, recipe)
-    rng, needs = training_rng(recipe, drawn), graph_needs(recipe).data
-    draw_captions({kind: ["a. b"] for kind in ("raw", "short", "long")}, needs.captions, rng)
-    crop = training_crop(drawn.raw, needs, recipe, rng)
+    crop = make_sample(drawn.raw, graph_needs(recipe).data, recipe, 0, training_rng(recipe, drawn)).crop
     (inside,) = pixels(card, "what the model sees")
     for box, colour in zip(boxes, COLOURS, strict=False):
         expected = tuple(min(SIZE - 1, int(edge * SIZE)) for edge in crop_box(box, crop))

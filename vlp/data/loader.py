@@ -6,20 +6,18 @@ ranks and workers only share the streams out. So the global batches are the same
 and a position is, per stream, (epoch, shard, samples taken of it).
 """
 
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vlp.data.batch import Batch, DataNeeds, join
 from vlp.data.health import StreamHealth
-from vlp.data.sample import Sample, collate, make_sample
+from vlp.data.sample import Sample, collate, make_sample, sample_rng
 from vlp.data.shards import BadSample, shuffled_shard, top_reasons
 from vlp.data.sources import ShardMixture, training_mixture
 from vlp.errors import UserError
@@ -99,7 +97,7 @@ class StreamDataset(IterableDataset):
             for raw, position, turn in self._epoch(stream, start, health):
                 step, place = divmod(drawn, self.each * train.accumulation)
                 number = place * streams + stream
-                rng = np.random.default_rng((train.seed, turn, zlib.crc32(raw["__key__"].encode())))
+                rng = sample_rng(train.seed, turn, raw["__key__"])
                 try:
                     needs = self.needs(self.step + step)
                     sample = make_sample(raw, needs, self.recipe, self.step + step + number, rng)

@@ -1,5 +1,6 @@
 """One raw sample to what the objectives read of it: views, caption ids, prompt ids."""
 
+import zlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,19 +12,27 @@ from vlp.data.batch import Batch, DataNeeds, Prompts
 from vlp.data.captions import read_captions, sample_captions
 from vlp.data.prompts import encode_prompt, make_prompt
 from vlp.data.shards import BadSample, check_name, image_bytes, read_annotations
-from vlp.data.views import decode_image, random_crop, render, render_view
+from vlp.data.views import Crop, decode_image, random_crop, render, render_view
 from vlp.recipe import Recipe
 
 
 @dataclass
 class Sample:
-    """A sample ready for `collate`. Texts are ids without padding; `missing` names tasks it had nothing for."""
+    """A sample ready for `collate`. Captions and prompts are ids without padding; `missing` names tasks it had nothing
+    for. `crop` is what `image` shows of the picture, `texts` what the captions say."""
 
     image: np.ndarray
+    crop: Crop
+    texts: dict[str, list[str]]
     captions: dict[str, list[list[int]]]
     prompts: dict[str, tuple[list[int], int, bool]] = field(default_factory=dict)
     views: tuple[list[np.ndarray], list[np.ndarray]] | None = None
     missing: list[str] = field(default_factory=list)
+
+
+def sample_rng(seed: int, turn: int, key: str) -> np.random.Generator:
+    """Draws everything of a sample, whichever rank or worker reads it. `turn` is how often it was read before."""
+    return np.random.default_rng((seed, turn, zlib.crc32(key.encode())))
 
 
 def make_sample(raw: dict[str, Any], needs: DataNeeds, recipe: Recipe, turn: int, rng: np.random.Generator) -> Sample:
@@ -45,7 +54,7 @@ def make_sample(raw: dict[str, Any], needs: DataNeeds, recipe: Recipe, turn: int
         drawn = sample_captions(captions, request, rng)
         if not drawn:
             raise BadSample("no_caption")
-        texts[request.name] = [tokens.encode_caption(text, context) for text in drawn]
+        texts[request.name] = drawn
 
     size = recipe.model.vision.image_size
     largest = max(size, recipe.views.global_size) if needs.view_share else size
@@ -54,7 +63,8 @@ def make_sample(raw: dict[str, Any], needs: DataNeeds, recipe: Recipe, turn: int
     if data.flip:
         crop = replace(crop, mirrored=rng.random() < data.flip)
     pixels = np.array(image)
-    sample = Sample(render(pixels, crop, size), texts)
+    ids = {name: [tokens.encode_caption(text, context) for text in drawn] for name, drawn in texts.items()}
+    sample = Sample(render(pixels, crop, size), crop, texts, ids)
     for offset, request in enumerate(needs.tasks):
         if not has_turn(turn + offset, request.share):
             continue

@@ -14,17 +14,14 @@ from PIL import Image, ImageDraw
 
 from vlp.annotation.shards import write_text
 from vlp.data import tokens
-from vlp.data.batch import DataNeeds
-from vlp.data.captions import read_captions
 from vlp.data.sample import Sample, make_sample
 from vlp.data.shards import BadSample, image_bytes, read_annotations
-from vlp.data.views import Crop, crop_box, decode_image, random_crop
+from vlp.data.views import crop_box, decode_image
 from vlp.data_report.catalogue import CATALOGUE
 from vlp.data_report.printable import printable
 from vlp.data_report.problems import box_problem, region_problem
 from vlp.data_report.reading import Drawn, training_rng
 from vlp.data_report.report import DataReport
-from vlp.data_report.survey import draw_captions
 from vlp.data_report.tables import example, found
 from vlp.objectives.graph import graph_needs
 from vlp.recipe import Recipe
@@ -120,37 +117,25 @@ def make_card(drawn: Drawn, recipe: Recipe) -> Card:
         known = CATALOGUE.get(str(reason))
         card.skipped = known.what if known else str(reason).replace("_", " ") + "; the sample is skipped"
         return card
-    annotations = read_annotations(drawn.raw)
-    rng = training_rng(recipe, drawn)
-    texts = draw_captions(read_captions(annotations, recipe.data.fields), needs.captions, rng)
     card.captions = [
         _caption(name, text, ids)
-        for name, drawn_texts in texts.items()
-        for text, ids in zip(drawn_texts, sample.captions[name], strict=True)
+        for name, texts in sample.texts.items()
+        for text, ids in zip(texts, sample.captions[name], strict=True)
     ]
     card.prompts = [_prompt(name, *prompt) for name, prompt in sample.prompts.items()]
     card.missing = sample.missing
     regions = []
     if "regions" in {task.field for task in needs.tasks}:
-        regions = annotations.get(recipe.data.fields.regions or "")
-    crop = training_crop(drawn.raw, in_turn, recipe, rng)
-    whole, inside, card.regions = _draw_regions(drawn.raw, sample, crop, regions, recipe)
+        regions = read_annotations(drawn.raw).get(recipe.data.fields.regions or "")
+    whole, inside, card.regions = _draw_regions(drawn.raw, sample, regions, recipe)
     card.pictures = [_picture("whole picture", whole, "JPEG"), _picture("what the model sees", inside)]
     for label, views in zip(("global view", "local view"), sample.views or (), strict=False):
         card.pictures += [_picture(label, _image(view)) for view in views]
     return card
 
 
-def training_crop(raw: dict[str, Any], needs: DataNeeds, recipe: Recipe, rng: np.random.Generator) -> Crop:
-    """The crop that `make_sample` draws, with a `training_rng` that has drawn the captions."""
-    size, data = recipe.model.vision.image_size, recipe.data
-    largest = max(size, recipe.views.global_size) if needs.view_share else size
-    crop = random_crop(*decode_image(image_bytes(raw), largest).size, data.crop_scale, rng)
-    return replace(crop, mirrored=rng.random() < data.flip) if data.flip else crop
-
-
 def _draw_regions(
-    raw: dict[str, Any], sample: Sample, crop: Crop, regions: Any, recipe: Recipe
+    raw: dict[str, Any], sample: Sample, regions: Any, recipe: Recipe
 ) -> tuple[Image.Image, Image.Image, list[Region]]:
     """The whole picture and the model's crop with the boxes drawn, in the crop those that training uses."""
     size = recipe.model.vision.image_size
@@ -162,7 +147,7 @@ def _draw_regions(
         used = problem in (None, "box_tiny")
         region = region if isinstance(region, dict) else {}
         box = region.get("box")
-        cropped = crop_box(box, crop) if used else None
+        cropped = crop_box(box, sample.crop) if used else None
         colour = COLOURS[number % len(COLOURS)] if cropped else UNUSED
         if box_problem(box, size) in (None, "box_tiny", "box_outside"):
             _draw_box(whole, box, colour)

@@ -1,6 +1,5 @@
 """Which samples the check looks at: those that training would draw first, of a few shards."""
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vlp.data.sample import sample_rng
 from vlp.data.shards import shuffled_shard
 from vlp.data.sources import ShardMixture
 from vlp.recipe import Recipe
@@ -65,7 +65,7 @@ def draw(mixture: ShardMixture, recipe: Recipe, samples: int, read: ReadShards) 
 
 def training_rng(recipe: Recipe, drawn: Drawn) -> np.random.Generator:
     """The generator with which training draws crop, captions and prompts of this sample."""
-    return np.random.default_rng((recipe.train.seed, drawn.turn, zlib.crc32(drawn.key.encode())))
+    return sample_rng(recipe.train.seed, drawn.turn, drawn.key)
 
 
 def with_data(recipe: Recipe, **changes: Any) -> Recipe:
