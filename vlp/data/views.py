@@ -50,12 +50,15 @@ def _decode(data: bytes, size: int) -> Image.Image:
     image.draft("RGB", (size, size))
     if image.width * image.height > MAX_PIXELS:
         raise BadSample("image_too_large")
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "I;16":  # a 16-bit PNG; Pillow's own conversion clips it to white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
+    if image.mode != "RGB":
+        return image.convert("RGB")
+    image.load()
+    return image
 
 
 def random_crop(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Crop:
