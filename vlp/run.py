@@ -41,6 +41,25 @@ def open_run(recipe: Recipe) -> Path:
     return folder
 
 
+def keep_shards(folder: Path, shards: list[str], resumes: bool) -> None:
+    """Keep the names of the training shards in the run's `shards.txt`: positions are places in their order.
+
+    Raises:
+        UserError: when the run resumes, and they are not the shards that it began with.
+    """
+    path, names = folder / "shards.txt", [Path(shard).name for shard in shards]
+    if not resumes or not path.exists():
+        path.write_text("".join(f"{name}\n" for name in names))
+        return
+    before = path.read_text().splitlines()
+    if names != before:
+        changed = sorted(set(before) ^ set(names)) or names
+        raise UserError(
+            f"data.train: the run in {folder} began with {len(before)} shards and finds {len(names)} now, another one "
+            f"is {changed[0]}; bring back those of {path}, or give another run.dir"
+        )
+
+
 def stored_difference(recipe: Recipe) -> str:
     """How the run in the recipe's folder differs from it, in words; empty when it does not, or none has begun there."""
     stored = recipe.run_dir / "recipe.yaml"

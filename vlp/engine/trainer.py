@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vlp.data.loader import Loaded, make_loader
 from vlp.data.preview import preview
+from vlp.data.sources import training_shards
 from vlp.engine.checkpoint import (
     check_checkpoint,
     consolidated_state,
@@ -34,7 +35,7 @@ from vlp.evaluation.evaluate import evaluate_state
 from vlp.evaluation.table import print_result
 from vlp.objectives.graph import ObjectiveGraph, data_needs
 from vlp.recipe import Recipe
-from vlp.run import open_run
+from vlp.run import keep_shards, open_run
 
 
 def train(recipe: Recipe) -> Path:
@@ -48,6 +49,7 @@ def train(recipe: Recipe) -> Path:
     if newest:
         check_checkpoint(newest, ranks, recipe.engine.zero_stage)
     if int(os.environ.get("RANK", 0)) == 0:
+        keep_shards(run_dir, training_shards(recipe), resumes=newest is not None)
         preview(recipe)
 
     start_process_group()
