@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,6 +59,13 @@ def test_other_patterns_that_name_no_shard(folder: Path) -> None:
         expand_shards([])
     with pytest.raises(UserError, match="has a brace without its partner"):
         expand_shards("/data/{00..")
+
+
+@pytest.mark.parametrize("protocol", ["s3", "hf", "http", "gs"])
+def test_file_systems_that_the_docs_name_are_known(protocol: str) -> None:
+    if protocol in ("s3", "hf"):
+        assert fsspec.get_filesystem_class(protocol).protocol  # installed for the tests
+    assert protocol in fsspec.available_protocols()
 
 
 # ---- mixtures ---------------------------------------------------------------------------------------------------
