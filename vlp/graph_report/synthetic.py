@@ -62,7 +62,7 @@ class SyntheticImages:
         for field, names in self.recipe.data.fields.model_dump().items():
             for name in [names] if isinstance(names, str) else names or []:
                 annotations[name] = content[field]
-        return {"jpg": files["jpg"], "json": json.dumps(annotations).encode()}
+        return {"__key__": str(number), "jpg": files["jpg"], "json": json.dumps(annotations).encode()}
 
 
 def images_for_shares(needs: DataNeeds) -> int:
