@@ -1,7 +1,8 @@
 """Count what is in shards or caption files: document frequencies, caption lengths, fields, picture sizes, keywords.
 
 Writes statistics.safetensors, which objectives.classification.idf_file reads for idf=static, and statistics.json to
---out, and prints tables. Pictures are not decoded. Shards that cannot be read are named and not counted.
+--out, and prints tables. Pictures are not decoded. Shards that cannot be read are named and not counted. The same
+command again goes on where it stopped, shard by shard.
 
 A caption file is .txt with one caption a line, or .csv, .tsv, .jsonl or .parquet with a --column of captions; all but
 Parquet also with .gz or .bz2 behind.
@@ -21,7 +22,7 @@ import argparse
 import os
 from pathlib import Path
 
-from vlp.annotation.options import add_fields_option, field_map
+from vlp.annotation.options import add_engine_options, add_fields_option, check_running_options, field_map
 from vlp.errors import UserError, run_command
 
 
@@ -51,7 +52,9 @@ def main() -> int:
     parser.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (default: all cores)"
     )
+    add_engine_options(parser)
     args = parser.parse_args()
+    check_running_options(args)
     for option, value, least in (("--workers", args.workers, 1), ("--context-length", args.context_length, 3)):
         if value < least:
             raise UserError(f"{option} {value}: give {least} or more")
@@ -60,7 +63,7 @@ def main() -> int:
     from rich.console import Console
 
     from vlp.annotation.caption_files import caption_files
-    from vlp.annotation.gathering import gather_files, gather_shards
+    from vlp.annotation.gathering import forget_parts, gather_files, gather_shards
     from vlp.annotation.keywords import read_combinations
     from vlp.annotation.statistics import CountSettings
     from vlp.annotation.statistics_report import keyword_tables, print_summary, summarise, write_statistics
@@ -81,7 +84,7 @@ def main() -> int:
     if files:
         statistics, repeats = gather_files(files, args.column, settings, args.workers)
     else:
-        statistics, repeats = gather_shards(shards, settings, args.workers)
+        statistics, repeats = gather_shards(shards, settings, args.out, args.workers, args.engine, args.actors)
     if not statistics.documents:
         why = f" ({statistics.failed[0]})" if statistics.failed else ""
         raise UserError(
@@ -90,6 +93,8 @@ def main() -> int:
         )
     summary = summarise(statistics, repeats, settings)
     write_statistics(statistics, summary, args.out)
+    if shards and not statistics.failed:
+        forget_parts(shards, settings, args.out)
     console = Console()
     print_summary(summary, console)
     for table in keyword_tables(statistics, combinations):

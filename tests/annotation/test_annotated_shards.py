@@ -12,7 +12,9 @@ import pytest
 import ray
 import webdataset
 
+from vlp.annotation.gathering import gather_shards
 from vlp.annotation.shards import Item, annotate_shard, annotate_shards
+from vlp.annotation.statistics import CountSettings
 from vlp.data.shards import read_shard
 from vlp.errors import UserError
 from vlp.settings import FieldMap
@@ -152,3 +154,9 @@ def test_ray_writes_the_same(shards: list[str], tmp_path: Path) -> None:
         annotate_shards(shards, tmp_path / "again", make, {}, engine="ray", actors=1)
     with pytest.raises(UserError, match=r"2 of 2 shards failed, first no such model"):
         annotate_shards(shards, tmp_path / "none", make_nothing, {}, engine="ray", actors=1)
+
+    settings, good = CountSettings(), shards[:1]
+    counted, repeats = gather_shards(good, settings, tmp_path / "local", workers=1)
+    on_ray, ray_repeats = gather_shards(good, settings, tmp_path / "ray", workers=1, engine="ray")
+    assert counted.samples == on_ray.samples == 5 and repeats == ray_repeats
+    assert counted.tokens == on_ray.tokens and (counted.frequency_V == on_ray.frequency_V).all()

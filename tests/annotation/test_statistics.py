@@ -22,8 +22,11 @@ from pyarrow import parquet
 from random_run import run_tool
 from safetensors.torch import load_file
 
+from vlp.annotation import gathering
 from vlp.annotation.caption_files import caption_files, read_pieces
-from vlp.annotation.statistics import caption_frequency
+from vlp.annotation.gathering import forget_parts, gather_shards
+from vlp.annotation.keywords import read_combinations
+from vlp.annotation.statistics import CountSettings, Statistics, caption_frequency, count_shard
 from vlp.annotation.statistics_report import quantile
 from vlp.data.shards import read_shard
 from vlp.data.tokens import VOCABULARY, encode, encode_batch, tokenize
@@ -208,6 +211,35 @@ def write_files(folder: Path) -> dict[str, list]:
     parquet.write_table(pyarrow.table({"caption": [*CAPTIONS, None, ""]}), folder / "table.parquet")
     names = ["unix.txt", "windows.txt", "packed.txt.gz", "packed.txt.bz2", "table.csv", "table.parquet"]
     return {name: [] for name in names} | {"lists.jsonl": ["--column", "text", "more"]}
+
+
+def test_the_same_call_again_counts_what_is_left(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, out = CountSettings(combinations=tuple(read_combinations("appendix"))), tmp_path / "out"
+    names = [str(path) for path in sorted(shards.glob("*.tar"))]
+    whole, repeats = gather_shards(names, settings, tmp_path / "whole", workers=1)
+    counted: list[str] = []
+
+    def stopped_by(shard: str | None):
+        def count(name: str, settings: CountSettings) -> Statistics:
+            if name == shard:
+                raise KeyboardInterrupt
+            counted.append(name)
+            return count_shard(name, settings)
+
+        monkeypatch.setattr(gathering, "count_shard", count)
+
+    stopped_by(names[-1])
+    with pytest.raises(KeyboardInterrupt):
+        gather_shards(names, settings, out, workers=1)
+    stopped_by(None)
+    again, again_repeats = gather_shards(names, settings, out, workers=1)
+    assert counted == names
+    assert (again.frequency_V == whole.frequency_V).all() and again_repeats == repeats
+    assert (again.samples, again.documents, again.tokens) == (whole.samples, whole.documents, whole.tokens)
+    gather_shards(names, CountSettings(context_length=20), out, workers=1)
+    assert counted == names * 2  # other settings are counted anew
+    forget_parts(names, settings, out)
+    assert len(list(out.iterdir())) == 1
 
 
 def test_caption_files_of_every_format(tmp_path: Path) -> None:

@@ -1,14 +1,21 @@
 """The statistics of shards or caption files: counted in several processes, added up."""
 
+import hashlib
+import json
+import pickle
+import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryFile
 
 from vlp.annotation.caption_files import MEGABYTE, Piece, check_columns, read_pieces
+from vlp.annotation.engine import Engine, map_shards
 from vlp.annotation.repeats import count_repeats
+from vlp.annotation.shards import write_bytes
 from vlp.annotation.statistics import BATCH, CountSettings, Statistics, count_captions, count_shard
 from vlp.data.captions import clean
 from vlp.processes import processes
@@ -26,11 +33,59 @@ class Repeats:
     captions: int
 
 
-def gather_shards(shards: list[str], settings: CountSettings, workers: int) -> tuple[Statistics, Repeats]:
-    """The statistics of shards, with progress on stderr."""
-    with processes(min(workers, len(shards))) as mapper:
-        counted = mapper(partial(count_shard, settings=settings), shards)
-        return _add_up(part for _, part in with_progress(counted, len(shards), "statistics", "shards"))
+def gather_shards(
+    shards: list[str], settings: CountSettings, out: Path, workers: int, engine: Engine = "local", actors: int = 1
+) -> tuple[Statistics, Repeats]:
+    """The statistics of shards, with progress on stderr.
+
+    The counts of each shard lie in a folder of `out` until `forget_parts`, so that the same call goes on where it was
+    stopped. Of shards that cannot be read nothing is kept, so that another call tries them again.
+    """
+    parts = _parts(shards, settings, out)
+    places = {shard: parts / f"{number:06d}.part" for number, shard in enumerate(shards)}
+    todo = [shard for shard in shards if not places[shard].exists()]
+    failed: dict[str, Statistics] = {}
+
+    def keep(results: Iterable[tuple[str, bytes | Statistics]]) -> None:
+        for shard, result in with_progress(results, len(todo), "statistics", "shards"):
+            if isinstance(result, Statistics):
+                failed[shard] = result
+            else:
+                parts.mkdir(parents=True, exist_ok=True)
+                write_bytes(places[shard], result)
+
+    if engine == "ray":
+        keep(map_shards(partial(_counter, settings), todo, engine, actors))
+    elif todo:
+        with processes(min(workers, len(todo))) as mapper:
+            keep(mapper(partial(_count, settings), todo))
+    return _add_up(failed.get(shard) or _unpack(places[shard].read_bytes()) for shard in shards)
+
+
+def forget_parts(shards: list[str], settings: CountSettings, out: Path) -> None:
+    """Remove what `gather_shards` keeps, once its result is written."""
+    rmtree(_parts(shards, settings, out), ignore_errors=True)
+
+
+def _parts(shards: list[str], settings: CountSettings, out: Path) -> Path:
+    """A folder for these shards, counted in this way."""
+    words = [[each.name, *map(sorted, each.groups)] for each in settings.combinations]
+    what = [shards, settings.fields.model_dump(), settings.kind, settings.context_length, words]
+    return out / f"parts-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]}"
+
+
+def _counter(settings: CountSettings) -> Callable[[str], bytes | Statistics]:
+    return partial(_count, settings)
+
+
+def _count(settings: CountSettings, shard: str) -> bytes | Statistics:
+    """The counts of a shard, packed, or as they are when it could not be read."""
+    counted = count_shard(shard, settings)
+    return counted if counted.failed else zlib.compress(pickle.dumps(counted), level=1)
+
+
+def _unpack(part: bytes) -> Statistics:
+    return pickle.loads(zlib.decompress(part))
 
 
 def gather_files(

@@ -9,13 +9,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import webdataset as wds
 
+from vlp.annotation.engine import Engine, map_shards
 from vlp.data.captions import read_captions
 from vlp.data.shards import BadSample, check_name, image_bytes, read_annotations, read_json, read_shard
 from vlp.data.sources import is_remote
@@ -51,8 +52,6 @@ class Item:
 
 Annotate = Callable[[list[Item]], Counter[str]]
 """Annotates a batch in place, and counts what it did and what it could not do, by reason."""
-
-Engine = Literal["local", "ray"]
 
 
 @dataclass
@@ -95,10 +94,11 @@ def annotate_shards(
         )
     claim(out, settings, shards)
     todo = [shard for shard in shards if not _stats_path(out, shard).exists()]
-    if engine == "ray":
-        results = _on_ray(todo, out, make, batch_size, actors, gpus)
-    else:
-        results = _here(todo, out, make, batch_size)
+    if engine == "local" and todo:
+        make = cache(make)
+        make()  # a model that cannot be loaded stops here, before any shard
+    worker = partial(_shard_worker, make, out.absolute(), batch_size)
+    results = (done for _, done in map_shards(worker, todo, engine, actors, gpus))
     failed = [done for done in with_progress(results, len(todo), str(out), "shards") if done.error]
     written = [shard for shard in shards if _stats_path(out, shard).exists()]
     counts = sum((Counter(json.loads(_stats_path(out, shard).read_text())) for shard in written), Counter())
@@ -164,9 +164,14 @@ def annotate_shard(shard: str, out: Path, annotate: Annotate, batch_size: int) -
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a small text file, UTF-8, as a whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
     """Write a small file as a whole or not at all."""
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(text)
+    partial.write_bytes(data)
     os.replace(partial, path)
 
 
@@ -188,42 +193,20 @@ def _stats_path(out: Path, shard: str) -> Path:
     return out / f"{Path(shard).name.removesuffix('.tar')}_stats.json"
 
 
-def _here(shards: list[str], out: Path, make: Callable[[], Annotate], batch_size: int) -> Iterator[Done]:
-    annotate = make() if shards else None
-    for shard in shards:
-        yield annotate_shard(shard, out, annotate, batch_size)
+def _shard_worker(make: Callable[[], Annotate], out: Path, batch_size: int) -> Callable[[str], Done]:
+    """Loads the models at the first shard, once: from Ray's actors a `UserError` is to cross as a line."""
 
-
-def _on_ray(
-    shards: list[str], out: Path, make: Callable[[], Annotate], batch_size: int, actors: int, gpus: float
-) -> Iterator[Done]:
-    """The same on a Ray cluster, or on this machine's cores where none is found; `out` is on a shared file system."""
-    try:
-        import ray
-    except ImportError:
-        raise UserError("--engine ray wants Ray: pip install -e '.[annotate]'") from None
-
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="warning")
-    ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts shards
-    found = [shard if is_remote(shard) else str(Path(shard).absolute()) for shard in shards]
-    rows = ray.data.from_items([{"shard": shard} for shard in found], override_num_blocks=len(found) or 1)
-    worker = (make, out.absolute(), batch_size)
-    pool = ray.data.ActorPoolStrategy(size=actors)
-    results = rows.map(_RayAnnotator, fn_constructor_args=worker, compute=pool, num_gpus=gpus or None)
-    for row in results.iter_rows():
-        yield Done(row["shard"], Counter(json.loads(row["counts"])), row["error"])
-
-
-class _RayAnnotator:
-    """A Ray actor that keeps its models from shard to shard."""
-
-    def __init__(self, make: Callable[[], Annotate], out: Path, batch_size: int):
-        self.make, self.out, self.batch_size = cache(make), out, batch_size
-
-    def __call__(self, row: dict[str, str]) -> dict[str, str | None]:
+    @cache
+    def load() -> Annotate | UserError:
         try:
-            done = annotate_shard(row["shard"], self.out, self.make(), self.batch_size)
-        except UserError as error:  # of `make`: it crosses to the driver as a line, not as a traceback
-            done = Done(row["shard"], Counter(), str(error))
-        return {"shard": done.shard, "counts": json.dumps(done.counts), "error": done.error}
+            return make()
+        except UserError as error:
+            return error
+
+    def annotate(shard: str) -> Done:
+        loaded = load()
+        if isinstance(loaded, UserError):
+            return Done(shard, Counter(), str(loaded))
+        return annotate_shard(shard, out, loaded, batch_size)
+
+    return annotate
