@@ -61,11 +61,9 @@ def test_other_patterns_that_name_no_shard(folder: Path) -> None:
         expand_shards("/data/{00..")
 
 
-@pytest.mark.parametrize("protocol", ["s3", "hf", "http", "gs"])
-def test_file_systems_that_the_docs_name_are_known(protocol: str) -> None:
-    if protocol in ("s3", "hf"):
-        assert fsspec.get_filesystem_class(protocol).protocol  # installed for the tests
-    assert protocol in fsspec.available_protocols()
+@pytest.mark.parametrize("protocol", ["s3", "hf"])
+def test_file_systems_that_the_docs_name_can_be_loaded(protocol: str) -> None:
+    assert protocol in fsspec.get_filesystem_class(protocol).protocol
 
 
 # ---- mixtures ---------------------------------------------------------------------------------------------------
