@@ -13,12 +13,13 @@ Examples:
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from vlp.annotation.options import (
     add_fields_option,
     add_running_options,
+    add_shard_arguments,
+    annotate_as_asked,
     check_running_options,
     field_map,
     settings_of,
@@ -31,8 +32,7 @@ CAPTIONS = ("long", "short", "raw")
 def main() -> None:
     """Parse the command line, annotate the shards, print what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace patterns, or demo:train")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder for these settings alone")
+    add_shard_arguments(parser)
     _add_phrase_options(parser.add_argument_group("phrases"))
     _add_box_options(parser.add_argument_group("boxes"))
     _add_running_options(parser.add_argument_group("running"))
@@ -40,7 +40,6 @@ def main() -> None:
     check_running_options(args)
 
     from vlp.annotation.regions import RegionSettings, check_models, pick_device, region_annotator
-    from vlp.annotation.shards import annotate_shards
     from vlp.data.sources import expand_shards
 
     settings = settings_of(RegionSettings, vars(args) | {"fields": field_map(args.fields)})
@@ -48,22 +47,15 @@ def main() -> None:
     if args.engine == "local":  # on a cluster, this machine need not have what the actors have
         pick_device(args.device)
     check_models(settings)
-    counts = annotate_shards(
+    annotate_as_asked(
+        args,
         shards,
-        args.out,
         partial(region_annotator, settings, args.device),
         {"tool": "prepare_regions"} | settings.model_dump(mode="json"),
         args.batch_size,
-        args.engine,
-        args.actors,
-        args.gpus_per_actor,
+        captions=f"{' or '.join(args.captions)} captions",
+        kind=args.captions[0],
     )
-    print(f"{args.out}: {len(shards)} shards, {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}")
-    if counts["samples"] and counts["without_caption"] == counts["samples"]:
-        print(
-            f"no sample has {' or '.join(args.captions)} captions; name their key with --fields, as "
-            f"{args.captions[0]}=KEY, or another kind with --captions"
-        )
 
 
 def _add_phrase_options(group: Any) -> None:

@@ -12,12 +12,13 @@ Examples:
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from vlp.annotation.options import (
     add_fields_option,
     add_running_options,
+    add_shard_arguments,
+    annotate_as_asked,
     check_running_options,
     field_map,
     settings_of,
@@ -32,8 +33,7 @@ SAMPLES_AT_ONCE = 512
 def main() -> None:
     """Parse the command line, annotate the shards, print what was written and what was not, and why."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace patterns, or demo:train")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder for these settings alone")
+    add_shard_arguments(parser)
     _add_question_options(parser.add_argument_group("questions"))
     _add_model_options(parser.add_argument_group("model"))
     _add_running_options(parser.add_argument_group("running"))
@@ -42,7 +42,6 @@ def main() -> None:
 
     from vlp.annotation.generation import GenerationSettings, check_generation, load_tokenizer
     from vlp.annotation.questions import PROMPT, QuestionSettings, question_annotator
-    from vlp.annotation.shards import annotate_shards
     from vlp.data.sources import expand_shards
 
     questions = settings_of(QuestionSettings, vars(args) | {"fields": field_map(args.fields)})
@@ -52,22 +51,15 @@ def main() -> None:
         check_generation(generation, args.backend, args.device)
     else:  # this machine need not have what the actors have
         load_tokenizer(generation)
-    counts = annotate_shards(
+    annotate_as_asked(
+        args,
         shards,
-        args.out,
         partial(question_annotator, questions, generation, args.backend, args.device, args.batch_size),
         {"tool": "prepare_vqa", "prompt": PROMPT} | questions.model_dump() | generation.model_dump(),
         SAMPLES_AT_ONCE,
-        args.engine,
-        args.actors,
-        args.gpus_per_actor,
+        captions=f"a {args.captions} caption {args.index}",
+        kind=args.captions,
     )
-    print(f"{args.out}: {len(shards)} shards, {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}")
-    if counts["samples"] and counts["without_caption"] == counts["samples"]:
-        print(
-            f"no sample has a {args.captions} caption {args.index}; name their key with --fields, as "
-            f"{args.captions}=KEY, or another kind with --captions"
-        )
 
 
 def _add_question_options(group: Any) -> None:

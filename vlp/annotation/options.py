@@ -1,7 +1,9 @@
 """Options that the tools over shards share, and how what was given becomes settings."""
 
-from argparse import Namespace
-from typing import Any, TypeVar
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -9,7 +11,41 @@ from vlp.data.layouts import LAYOUTS
 from vlp.errors import UserError, nearest
 from vlp.settings import FieldMap, Section
 
+if TYPE_CHECKING:
+    from vlp.annotation.shards import Annotate
+
 S = TypeVar("S", bound=Section)
+
+
+def add_shard_arguments(parser: ArgumentParser) -> None:
+    """Which shards are read, and where they are written."""
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tars, globs, brace patterns, or demo:train")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder for these settings alone")
+
+
+def annotate_as_asked(
+    args: Namespace,
+    shards: list[str],
+    make: Callable[[], "Annotate"],
+    settings: dict[str, Any],
+    batch_size: int,
+    captions: str,
+    kind: str,
+) -> None:
+    """`annotate_shards` with these options, and its counts printed.
+
+    Args:
+        captions: what is read of a sample, as "a short caption 0"; where no sample has it, a hint is printed.
+        kind: its kind, for the hint.
+    """
+    from vlp.annotation.shards import annotate_shards
+
+    counts = annotate_shards(
+        shards, args.out, make, settings, batch_size, args.engine, args.actors, args.gpus_per_actor
+    )
+    print(f"{args.out}: {len(shards)} shards, {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}")
+    if counts["samples"] and counts["without_caption"] == counts["samples"]:
+        print(f"no sample has {captions}; name their key with --fields, as {kind}=KEY, or another kind with --captions")
 
 
 def add_fields_option(group: Any, example: str) -> None:
