@@ -60,11 +60,11 @@ def main() -> int:
 
     from rich.console import Console
 
-    from vlp.annotation.shards import write_text
     from vlp.data_report.contact_sheet import write_contact_sheet
     from vlp.data_report.report import check_data
     from vlp.data_report.tables import print_report, print_speed
     from vlp.data_report.throughput import loader_stops, measure
+    from vlp.files import write_text
     from vlp.recipe import load_recipe
 
     ranks = arguments.ranks or int(os.environ.get("WORLD_SIZE", 1))

@@ -8,7 +8,6 @@ import functools
 import json
 import operator
 import os
-import uuid
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +16,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from vlp.errors import UserError, nearest
+from vlp.files import write_text
 from vlp.models.initial import initial_weights
 from vlp.objectives import REGISTRY
 from vlp.objectives.interface import Needs
@@ -103,9 +103,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None, world_size
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe; `load_recipe` on it gives an equal one."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # every rank writes, each its own
-    partial.write_text("resolved: true\n" + recipe.to_yaml())
-    os.replace(partial, path)
+    write_text(path, "resolved: true\n" + recipe.to_yaml())
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:

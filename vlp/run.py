@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vlp.errors import UserError
+from vlp.files import write_text
 from vlp.models.model import ONLY_FOR_TRAINING, VisionLanguageModel
 from vlp.objectives.graph import graph_needs
 from vlp.recipe import Recipe, load_recipe, save_recipe
@@ -49,7 +50,7 @@ def keep_shards(folder: Path, shards: list[str], resumes: bool) -> None:
     """
     path, names = folder / "shards.txt", [Path(shard).name for shard in shards]
     if not resumes or not path.exists():
-        path.write_text("".join(f"{name}\n" for name in names))
+        write_text(path, "".join(f"{name}\n" for name in names))
         return
     before = path.read_text().splitlines()
     if names != before:

@@ -15,9 +15,9 @@ from tempfile import TemporaryFile
 from vlp.annotation.caption_files import MEGABYTE, Piece, check_columns, read_pieces
 from vlp.annotation.engine import Engine, map_shards
 from vlp.annotation.repeats import count_repeats
-from vlp.annotation.shards import write_bytes
 from vlp.annotation.statistics import BATCH, CountSettings, Statistics, count_captions, count_shard
 from vlp.data.captions import clean
+from vlp.files import write_bytes
 from vlp.processes import processes
 from vlp.progress import with_progress
 

@@ -21,6 +21,7 @@ from vlp.data.captions import read_captions
 from vlp.data.shards import BadSample, check_name, image_bytes, read_annotations, read_json, read_shard
 from vlp.data.sources import is_remote
 from vlp.errors import UserError
+from vlp.files import write_text
 from vlp.progress import with_progress
 from vlp.settings import FieldMap
 
@@ -161,18 +162,6 @@ def annotate_shard(shard: str, out: Path, annotate: Annotate, batch_size: int) -
     os.replace(partial, out / Path(shard).name)
     write_text(_stats_path(out, shard), json.dumps(counts))
     return Done(shard, counts)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file, UTF-8, as a whole or not at all."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a small file as a whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_bytes(data)
-    os.replace(partial, path)
 
 
 def _items(shard: str, counts: Counter[str]) -> Iterator[Item]:

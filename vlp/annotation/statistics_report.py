@@ -1,7 +1,6 @@
 """What `tools/prepare_statistics.py` writes and prints of the counts."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
@@ -11,12 +10,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from vlp.annotation.gathering import FILE_CAPTIONS, Repeats
 from vlp.annotation.keywords import PAPER_CAPTIONS, Combination
-from vlp.annotation.shards import write_text
 from vlp.annotation.statistics import KINDS, CountSettings, Statistics
+from vlp.files import write_bytes, write_text
 
 QUANTILES = {"smallest": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "largest": 1.0}
 
@@ -84,10 +83,8 @@ def percent(count: int, total: int) -> float:
 
 def write_statistics(statistics: Statistics, summary: dict[str, Any], out: Path) -> None:
     """`statistics.safetensors`, which static IDF reads, and `statistics.json`, each whole or not at all."""
-    partial = out / f"statistics.safetensors.partial-{os.getpid()}"
     documents = np.array([statistics.documents], dtype=np.int64)
-    save_file({"frequency": statistics.frequency_V, "documents": documents}, partial)
-    os.replace(partial, out / "statistics.safetensors")
+    write_bytes(out / "statistics.safetensors", save({"frequency": statistics.frequency_V, "documents": documents}))
     write_text(out / "statistics.json", json.dumps(summary, indent=2))
 
 

@@ -3,7 +3,6 @@
 import importlib.util
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from vlp.comparison.grid import Run
 from vlp.errors import UserError, nearest
 from vlp.evaluation.retrieval import RECALL_AT
 from vlp.evaluation.table import print_table, shortened
+from vlp.files import write_bytes
 from vlp.objectives.graph import graph_needs
 from vlp.recipe import Recipe
 
@@ -122,9 +122,7 @@ def write_comparison(runs: Sequence[Run], metrics: Sequence[str], out: Path) -> 
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            partial = out / f"{name}.partial"
-            partial.write_bytes(content)
-            os.replace(partial, out / name)
+            write_bytes(out / name, content)
     except OSError as error:
         raise UserError(f"--out {out}: cannot write there ({error.strerror}); name another folder") from None
     return comparison

@@ -12,7 +12,6 @@ import numpy as np
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image, ImageDraw
 
-from vlp.annotation.shards import write_text
 from vlp.data import tokens
 from vlp.data.sample import Sample, make_sample
 from vlp.data.shards import BadSample, image_bytes, read_annotations
@@ -23,6 +22,7 @@ from vlp.data_report.problems import box_problem, region_problem
 from vlp.data_report.reading import Drawn, training_rng
 from vlp.data_report.report import DataReport
 from vlp.data_report.tables import example, found
+from vlp.files import write_text
 from vlp.objectives.graph import graph_needs
 from vlp.recipe import Recipe
 

@@ -1,7 +1,6 @@
 """What a run tells: `metrics.jsonl`, TensorBoard, and a live view of losses and weights by name."""
 
 import json
-import os
 import resource
 import sys
 import time
@@ -14,6 +13,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
+
+from vlp.files import write_text
 
 console = Console(stderr=False, highlight=False)
 
@@ -90,9 +91,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):
             continue  # a line cut off when the run was killed
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    os.replace(partial, path)
+    write_text(path, "".join(line + "\n" for line in kept))
 
 
 def peak_memory_bytes() -> int:

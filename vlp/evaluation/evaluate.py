@@ -1,7 +1,6 @@
 """All evaluations of a trained student on the recipe's validation shards, as one nested result."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from vlp.evaluation.encode import encode_subject
 from vlp.evaluation.questions import evaluate_questions
 from vlp.evaluation.retrieval import evaluate_retrieval
 from vlp.evaluation.segmentation import evaluate_segmentation
+from vlp.files import write_text
 from vlp.models.model import VisionLanguageModel
 from vlp.recipe import Recipe
 from vlp.run import build_student
@@ -53,11 +53,9 @@ def evaluate(recipe: Recipe, model: VisionLanguageModel, tasks: list[str] | None
 
 def write_result(result: dict[str, Any], path: Path) -> None:
     """Write JSON beside, then rename. Raises `UserError` where nothing can be written."""
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(result, indent=2) + "\n")
-        os.replace(partial, path)
+        write_text(path, json.dumps(result, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}); name another file") from None
 
